@@ -1,0 +1,195 @@
+"""The network: a Diffusion Transformer with one stream for the image and one for its class.
+
+An MM-DiT (Esser et al., "Scaling Rectified Flow Transformers", arXiv 2403.03206, §4) at the size of MNIST: the class is one token,
+each stream has weights of its own, and they meet in joint attention. Time modulates both streams through adaLN-Zero
+(Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748, §3.2). `DiT.forward`, at the end, is the whole story.
+"""
+
+import math
+from numbers import Integral, Real
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+from model.images import CLASSES, SIZE
+
+
+def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Normalised tokens `[B, S, D]`, scaled and shifted by the time `[B or 1, 1, D]`."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the channel pairs of `[B, S, H, d]` by the angles `[S, 1, d/2]` of each token.
+
+    The partner of channel i is channel i + d/2: the rotation of neighbouring pairs with the channels renamed, without strided access.
+    """
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor:
+    """Cosine and sine of each token's angles, `[2, side², 1, head_dim/2]`, tokens row by row.
+
+    The first half of the angles grows with the token's row, the second with its column (2-D rotary positions,
+    Su et al., arXiv 2104.09864, one axis for each half as in FLUX); frequency k of an axis is theta^(−4k / head_dim).
+    """
+    frequencies = theta ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))  # [d/4]
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = torch.cat([axis.reshape(-1, 1, 1) * frequencies for axis in (row, column)], -1)  # [side², 1, d/2]
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+class TimeEmbedder(nn.Module):
+    """Time in [0, 1] `[B]` → `[B, D]`: sinusoids of 1000·t, then a small MLP (DiT §3.2)."""
+
+    def __init__(self, width: int, channels: int = 256):
+        super().__init__()
+        frequencies = 1000 * torch.exp(-math.log(10_000) * torch.arange(channels // 2) / (channels // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        angles = t.unsqueeze(-1) * self.frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
+
+
+class Stream(nn.Module):
+    """One stream's part of a block: queries, keys and values for the joint attention, then two gated residual branches.
+
+    All query heads share one key and one value head (multi-query attention, Shazeer, arXiv 1911.02150).
+    A stream with `heads=0` is read by the other and never written, so it has neither queries nor branches.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int):
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.modulations = 6 if heads else 2
+        self.qkv = nn.Linear(width, (heads + 2) * head_dim)
+        self.qk_scale = nn.Parameter(torch.ones(heads + 1, head_dim))
+        if heads:
+            self.out = nn.Linear(width, width)
+            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def project(self, x: torch.Tensor, rotary: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Modulated tokens `[B, S, D]` → q `[B, S·H, d]`, k and v `[B, S, d]`; q and k normalised, then turned.
+
+        With one key head for all query heads, the heads fold into the sequence.
+        """
+        qk, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split([self.heads + 1, 1], -2)
+        qk = F.rms_norm(qk, (self.head_dim,), eps=1e-6) * self.qk_scale  # [B, S, H + 1, d]
+        if rotary is not None:
+            qk = rotate(qk, *rotary)
+        return qk[..., :-1, :].flatten(1, 2), qk[..., -1, :], v.squeeze(-2)
+
+    def merge(self, x: torch.Tensor, attended: torch.Tensor, gate, shift, scale, mlp_gate) -> torch.Tensor:
+        """Add what attention found `[B, S·H, d]`, and what the MLP makes of it, to the tokens `[B, S, D]`."""
+        x = torch.addcmul(x, gate, self.out(rearrange(attended, "b (s h) d -> b s (h d)", h=self.heads)))
+        return torch.addcmul(x, mlp_gate, self.mlp(modulate(x, shift, scale)))
+
+
+class Block(nn.Module):
+    """Joint attention of image and class, then each stream's own branches; in the last block nobody reads the class any more."""
+
+    def __init__(self, width: int, heads: int, last: bool):
+        super().__init__()
+        self.image = Stream(width, heads, width // heads)
+        self.label = Stream(width, 0 if last else heads, width // heads)
+
+    def forward(self, image, label, image_time, label_time, rotary):
+        """Tokens `[B, S, D]` and `[B, 1, D]` with what the time does to each, a list of `[B or 1, 1, D]` → both, updated."""
+        streams = (
+            self.label.project(modulate(label, *label_time[:2])),
+            self.image.project(modulate(image, *image_time[:2]), rotary),
+        )
+        q, k, v = (torch.cat(pair, 1).unsqueeze(1) for pair in zip(*streams, strict=True))  # [B, 1, ·, d]
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        to_label, to_image = attended.split([self.label.heads, attended.shape[1] - self.label.heads], 1)
+        if self.label.heads:
+            label = self.label.merge(label, to_label, *label_time[2:])
+        return self.image.merge(image, to_image, *image_time[2:]), label
+
+
+class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit", tags=["diffusion", "rectified-flow", "mnist"]):
+    """Velocity of the flow for images of 28 × 28 pixels and their class.
+
+    `classes` counts the classes without the null class, whose label is `classes` itself. The last four arguments do not change
+    the network: they are what anybody needs in order to draw with its weights, so they travel in the same `config.json`.
+    Raises ValueError for an argument out of its range, with its value.
+    """
+
+    def __init__(
+        self,
+        width: int = 256,
+        depth: int = 3,
+        heads: int = 4,
+        patch: int = 2,
+        classes: int = len(CLASSES),
+        pixel_mean: float = 0.5,
+        pixel_std: float = 0.3081,
+        time_shift: float = 1.63206,
+        default_guidance: float = 1.0,
+    ):
+        super().__init__()
+        check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std, time_shift, default_guidance)
+        self.patch, self.side, self.null_label = patch, SIZE // patch, classes
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self.time_shift, self.default_guidance = time_shift, default_guidance
+
+        self.embed_patch = nn.Linear(patch**2, width)
+        self.embed_label = nn.Embedding(classes + 1, width)
+        self.embed_time = TimeEmbedder(width)
+        self.blocks = nn.ModuleList(Block(width, heads, last=i == depth - 1) for i in range(depth))
+        self.parts = [n for block in self.blocks for n in (block.image.modulations, block.label.modulations)] + [2]
+        self.modulation = nn.Linear(width, sum(self.parts) * width)
+        self.unembed = nn.Linear(width, patch**2)
+        self.register_buffer("rotary", rotary_table(self.side, width // heads), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Each block starts as the identity and the network as zero (adaLN-Zero, DiT §3.2)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embed_label.weight, std=0.02)
+        for layer in (self.modulation, self.unembed):
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Velocity `[B, 1, 28, 28]` at images `x` `[B, 1, 28, 28]`, times `t` in [0, 1] `[B]` or one for all `[1]`, `labels` `[B]`."""
+        image = self.embed_patch(rearrange(x, "b 1 (h p) (w q) -> b (h w) (p q)", p=self.patch, q=self.patch))  # [B, 196, D]
+        label = self.embed_label(labels).unsqueeze(1)  # [B, 1, D]
+        # All that the time does anywhere in the network is one product.
+        time = self.modulation(F.silu(self.embed_time(t))).unflatten(-1, (-1, 1, image.shape[-1]))  # [B or 1, parts, 1, D]
+        *streams, (shift, scale) = (part.unbind(1) for part in time.split(self.parts, 1))
+        for block, image_time, label_time in zip(self.blocks, streams[::2], streams[1::2], strict=True):
+            image, label = block(image, label, image_time, label_time, self.rotary)
+        v = self.unembed(modulate(image, shift, scale))  # [B, 196, p·q]
+        return rearrange(v, "b (h w) (p q) -> b 1 (h p) (w q)", h=self.side, p=self.patch)
+
+
+def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std, time_shift, default_guidance):
+    """Raise ValueError, with the value, for an argument that no network can be built from."""
+    counts = {"width": width, "depth": depth, "heads": heads, "patch": patch, "classes": classes}
+    numbers = {"pixel_mean": pixel_mean, "pixel_std": pixel_std, "time_shift": time_shift, "default_guidance": default_guidance}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a number, not {value!r}")
+    if width % heads:
+        raise ValueError(f"width {width} is not divisible by heads {heads}")
+    if width // heads % 4:
+        raise ValueError(f"width {width} / heads {heads} is not divisible by 4, which two rotary axes need")
+    if SIZE % patch:
+        raise ValueError(f"patch {patch} does not divide {SIZE} pixels")
+    for name in ("pixel_std", "time_shift"):
+        if numbers[name] <= 0:
+            raise ValueError(f"{name} must be above 0, not {numbers[name]!r}")
+    if default_guidance < 0:
+        raise ValueError(f"default_guidance must not be negative, not {default_guidance!r}")

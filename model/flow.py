@@ -1,0 +1,93 @@
+"""Rectified flow: the one home of the time convention.
+
+    t = 1 is noise, t = 0 is the image
+    path      x_t = t·noise + (1 − t)·image
+    velocity  v   = dx_t/dt = noise − image
+    step      x ← x + (t_next − t)·v
+
+Liu et al., "Flow Straight and Fast" (arXiv 2209.03003); the shift and the logit-normal are those of
+Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206, §3.1 and §5.3.2).
+
+A *velocity* is any callable `(x, t, t_next) → v` with `x` and `v` float `[B, 1, 28, 28]`, `t` and `t_next` numbers in [0, 1].
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from model.images import SIZE
+
+Velocity = Callable[[torch.Tensor, float, float], torch.Tensor]
+
+
+class State(NamedTuple):
+    """What there is to see at one time of the flow; the image predicted here is `x - t * v`."""
+
+    t: float
+    x: torch.Tensor  # [B, 1, 28, 28]
+    v: torch.Tensor | None  # the same shape; None once the image is there
+
+
+def path(image: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The point x_t on the straight line from `image` to `noise`, and the velocity there; `t` is `[B]`, the rest `[B, 1, H, W]`."""
+    t = t.view(-1, 1, 1, 1)
+    return t * noise + (1 - t) * image, noise - image
+
+
+def shifted(t, shift: float):
+    """Time bent towards the noise by `shift` (1 changes nothing), for a number or a tensor: s·t / (1 + (s − 1)·t)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def logit_normal(normal: torch.Tensor, mean: float, std: float, shift: float) -> torch.Tensor:
+    """Training times from standard normal draws, any shape: the shifted sigmoid of N(mean, std)."""
+    return shifted(torch.sigmoid(mean + std * normal), shift)
+
+
+def time_grid(steps: int, shift: float) -> list[float]:
+    """`steps` + 1 times from 1 to 0: equal steps, then bent by the shift.
+
+    Raises ValueError for fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    return [shifted(1 - i / steps, shift) for i in range(steps + 1)]
+
+
+def noise(seeds: Iterable[int]) -> torch.Tensor:
+    """The start that each seed names, float32 `[len(seeds), 1, 28, 28]`, on the CPU.
+
+    One generator an image: a seed gives the same noise whatever the batch, the device and the neighbours.
+    """
+    generator = torch.Generator()
+    return torch.stack([torch.randn(1, SIZE, SIZE, generator=generator.manual_seed(seed)) for seed in seeds])
+
+
+def guided(network: Callable, labels: torch.Tensor, null_label: int, scale: float) -> Velocity:
+    """The velocity of a network `(x, t, labels) → v` under classifier-free guidance (Ho & Salimans, arXiv 2207.12598, eq. 6).
+
+    `labels` is `[B]`. Scale 1 is plain conditional and 0 unconditional, one forward each;
+    anything else is one forward of twice the batch.
+    """
+    null = torch.full_like(labels, null_label)
+
+    def velocity(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
+        time = x.new_full((1,), t)
+        if scale in (0, 1):
+            return network(x, time, labels if scale else null)
+        plain, conditional = network(torch.cat([x, x]), time, torch.cat([null, labels])).chunk(2)
+        return torch.lerp(plain, conditional, scale)
+
+    return velocity
+
+
+@torch.inference_mode()
+def sample(velocity: Velocity, x: torch.Tensor, times: Iterable[float]) -> Iterator[State]:
+    """Euler's method along `times`: yields the state before each update, and the image last."""
+    for t, t_next in pairwise(times):
+        v = velocity(x, t, t_next)
+        yield State(t, x, v)
+        x = x + (t_next - t) * v
+    yield State(0.0, x, None)

@@ -1,0 +1,39 @@
+"""What the images are, and the way between pixels and the range the network works in.
+
+Outside: uint8 `[B, 28, 28]`, 0 black, 255 white. Inside: float `[B, 1, 28, 28]`, unit variance.
+"""
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torchvision.utils import make_grid
+
+SIZE = 28
+CLASSES = (*"0123456789", "black", "white")
+BLACK, WHITE = CLASSES.index("black"), CLASSES.index("white")
+
+
+def to_model(pixels: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    """Pixels uint8 `[B, 28, 28]` → float32 `[B, 1, 28, 28]`; `mean` and `std` in units of the white level."""
+    return (pixels.unsqueeze(1).float() / 255 - mean) / std
+
+
+def to_pixels(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    """The inverse of `to_model`, clipped to black and white and rounded: `[B, 1, 28, 28]` → uint8 `[B, 28, 28]`."""
+    return ((x.float().squeeze(1) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def enlarge(pixels: torch.Tensor, factor: int) -> np.ndarray:
+    """Every pixel a crisp square: uint8 `[..., H, W]` → uint8 array `[..., H·factor, W·factor]`."""
+    return pixels.cpu().repeat_interleave(factor, -2).repeat_interleave(factor, -1).numpy()
+
+
+def sheet(pixels: torch.Tensor, columns: int, scale: int = 2, gap: int = 2, background: int = 64) -> Image.Image:
+    """Many images as one grey picture, row by row: uint8 `[B, 28, 28]` → `columns` to a row, each pixel `scale` wide.
+
+    The gap is grey, so that an all black and an all white image can both be told from it.
+    """
+    big = torch.from_numpy(enlarge(pixels, scale))
+    grid = make_grid(rearrange(big, "b h w -> b 1 h w"), nrow=columns, padding=gap * scale, pad_value=background)
+    return Image.fromarray(grid[0].numpy())

@@ -1,0 +1,44 @@
+"""Checkpoints: the resumable state of a run, never half-written and never believed when damaged.
+
+A checkpoint is written under a temporary name, flushed to disk and renamed; the one before it is kept.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+
+NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+
+
+def save(folder: Path, state: dict) -> None:
+    """Make `state` the newest checkpoint of a run folder; at every moment at least one whole checkpoint is there."""
+    new = folder / (NEWEST + ".new")
+    with open(new, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if (folder / NEWEST).exists():
+        os.replace(folder / NEWEST, folder / PREVIOUS)
+    os.replace(new, folder / NEWEST)
+
+
+def load(folder: Path) -> tuple[dict, str]:
+    """The newest whole checkpoint of a run folder, on the CPU, and a sentence about damage found on the way (or "").
+
+    Raises OSError when none is whole.
+    """
+    damage = ""
+    for name in (NEWEST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums, zipfile does
+                if archive.testzip() is None:
+                    return torch.load(path, map_location="cpu", weights_only=True), damage
+        except (zipfile.BadZipFile, RuntimeError, EOFError):
+            pass
+        damage = f"{path} is damaged; going on from the checkpoint before it."
+    raise OSError(f"{folder} holds no whole checkpoint to resume from")

@@ -6,7 +6,6 @@ each stream has weights of its own, and they meet in joint attention. Time modul
 """
 
 import math
-from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
+from model import check
 from model.images import CLASSES, SIZE
 
 
@@ -175,21 +175,15 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
 def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std, time_shift, default_guidance):
     """Raise ValueError, with the value, for an argument that no network can be built from."""
     counts = {"width": width, "depth": depth, "heads": heads, "patch": patch, "classes": classes}
-    numbers = {"pixel_mean": pixel_mean, "pixel_std": pixel_std, "time_shift": time_shift, "default_guidance": default_guidance}
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a number, not {value!r}")
+        check.whole(name, value, 1)
+    check.number("pixel_mean", pixel_mean, 0, 1)
+    check.number("pixel_std", pixel_std, 1e-3, 1)
+    check.number("time_shift", time_shift, 1e-3, 1e3)
+    check.number("default_guidance", default_guidance, 0, 5)
     if width % heads:
         raise ValueError(f"width {width} is not divisible by heads {heads}")
     if width // heads % 4:
         raise ValueError(f"width {width} / heads {heads} is not divisible by 4, which two rotary axes need")
     if SIZE % patch:
         raise ValueError(f"patch {patch} does not divide {SIZE} pixels")
-    for name in ("pixel_std", "time_shift"):
-        if numbers[name] <= 0:
-            raise ValueError(f"{name} must be above 0, not {numbers[name]!r}")
-    if default_guidance < 0:
-        raise ValueError(f"default_guidance must not be negative, not {default_guidance!r}")

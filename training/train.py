@@ -23,6 +23,7 @@ from model import flow, images, weights
 from model.command import sentence_on_error
 from model.device import has_bfloat16, pick
 from model.dit import DiT
+from model.generate import states
 from training import checkpoint, data
 from training.config import PRESETS, RESUMABLE, Config, add_options
 
@@ -156,11 +157,9 @@ class Run:
 
     def preview(self) -> None:
         """A picture of every class from the same noise, drawn in 20 steps by the averaged weights."""
-        ema, config = self.ema, self.config
-        labels = torch.arange(len(images.CLASSES), device=self.device)
-        start = flow.noise([config.seed]).to(self.device).expand(len(labels), -1, -1, -1)
-        velocity = flow.guided(ema, labels, ema.null_label, config.default_guidance)
-        *_, last = flow.sample(velocity, start, flow.time_grid(20, config.time_shift))
+        config = self.config
+        labels = torch.arange(len(images.CLASSES))
+        *_, last = states(self.ema, labels, [config.seed] * len(labels), steps=20, guidance=config.default_guidance)
         pixels = images.to_pixels(last.x, config.pixel_mean, config.pixel_std)
         (self.folder / "previews").mkdir(exist_ok=True)
         images.sheet(pixels, columns=6, scale=4).save(self.folder / "previews" / f"{self.step:07d}.png")
@@ -213,6 +212,11 @@ class Run:
             "commit": self.commit,
             "command": "python -m training.train " + " ".join(sys.argv[1:]),
         }
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of figures wants to know of the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def commit() -> str:

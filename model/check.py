@@ -1,0 +1,33 @@
+"""Values from outside, checked at the border: each returns the value as its own type or raises ValueError with it."""
+
+import math
+from numbers import Integral, Real
+
+
+def whole(name: str, value, low: int, high: int | None = None) -> int:
+    """A whole number in `low`..`high`; a float such as 7.0, which JSON may send for 7, passes."""
+    fits = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not fits or not in_range(value, low, high):
+        raise ValueError(f"{name} must be a whole number {span(low, high)}, not {shown(value)}")
+    return int(value)
+
+
+def number(name: str, value, low: float, high: float | None = None) -> float:
+    """A finite number in `low`..`high`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not in_range(value, low, high):
+        raise ValueError(f"{name} must be a number {span(low, high)}, not {shown(value)}")
+    return float(value)
+
+
+def in_range(value, low, high) -> bool:
+    return low <= value and (high is None or value <= high)
+
+
+def span(low, high) -> str:
+    return f"from {low}" if high is None else f"from {low} to {high}"
+
+
+def shown(value) -> str:
+    """The value as a person may read it, cut to one short line."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

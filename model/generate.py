@@ -1,0 +1,116 @@
+"""Command: labelled digits into a picture or a data set. `python -m model.generate --labels 0-9 --count 100 --out digits.png`"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import check, flow, images, weights
+from model.command import sentence_on_error
+from model.device import pick
+from model.dit import DiT
+from model.files import replacing
+
+MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 50, 5.0, 2**31 - 1
+MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # labels of the training set
+CHUNK = 100  # digits at once: more are no faster on a CPU, and the memory stays small
+
+
+def label(name: str) -> int:
+    """The label of a class name; raises ValueError for one that is not there."""
+    if name not in images.CLASSES:
+        raise ValueError(f"class must be one of {', '.join(images.CLASSES)}, not {check.shown(name)}")
+    return images.CLASSES.index(name)
+
+
+def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
+    """`count` labels, int64, from `7`, `0-9`, `3,5,black` (each in turn) or `mnist` (the training histogram, in a random order).
+
+    Raises ValueError for a class that is not there.
+    """
+    if text == "mnist":
+        share = torch.tensor(MNIST_HISTOGRAM, dtype=torch.float64) / sum(MNIST_HISTOGRAM)
+        ends = (share.cumsum(0) * count).round().long()  # class k fills the places from the end of the one before it
+        labels = torch.bucketize(torch.arange(count), ends, right=True)
+        return labels[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+    chosen = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        low, high = label(first), label(last if dash else first)
+        if high < low:
+            raise ValueError(f"labels {check.shown(part)} run backwards")
+        chosen += range(low, high + 1)
+    return torch.tensor(chosen).repeat(-(-count // len(chosen)))[:count]
+
+
+def settings(seed, steps, guidance) -> tuple[int, int, float]:
+    """The three values of a drawing, checked: ValueError for a seed outside 0..2³¹ − 1, steps outside 1..50, guidance outside 0..5."""
+    return (
+        check.whole("seed", seed, 0, MAX_SEED),
+        check.whole("steps", steps, 1, MAX_STEPS),
+        check.number("guidance", guidance, 0, MAX_GUIDANCE),
+    )
+
+
+def states(network: DiT, labels: torch.Tensor, seeds: Iterable[int], steps: int, guidance: float) -> Iterator[flow.State]:
+    """The flow from noise to one digit for each label `[B]`, each from the noise that its seed names."""
+    device = next(network.parameters()).device
+    velocity = flow.guided(network, labels.to(device), network.null_label, guidance)
+    return flow.sample(velocity, flow.noise(seeds).to(device), flow.time_grid(steps, network.time_shift))
+
+
+def draw(network: DiT, labels: torch.Tensor, seed: int, steps: int, guidance: float) -> Iterator[torch.Tensor]:
+    """One digit for each label `[N]`, in chunks of uint8 `[≤ 100, 28, 28]` on the CPU; digit i has the noise of `seed` + i."""
+    for begin in range(0, len(labels), CHUNK):
+        chunk = labels[begin : begin + CHUNK]
+        *_, last = states(network, chunk, range(seed + begin, seed + begin + len(chunk)), steps, guidance)
+        yield images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
+
+
+def save(path: Path, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+    """Write a sheet (`.png`) or a labelled data set (`.npz`: `images` uint8 `[n, 28, 28]`, `labels` int64 `[n]`)."""
+    if path.suffix == ".npz":
+        np.savez_compressed(path, images=pixels.numpy(), labels=labels.numpy())
+    else:
+        images.sheet(pixels, columns=10 if len(pixels) <= 100 else round(len(pixels) ** 0.5)).save(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m model.generate", description=__doc__.splitlines()[0])
+    parser.add_argument("--labels", default="0-9", help="7, 0-9, 3,5,black, or mnist for the training histogram (default 0-9)")
+    parser.add_argument("--count", type=int, default=100, help="digits in all (default 100)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the sampler, 1 to 50 (default 20)")
+    parser.add_argument("--guidance", type=float, help="guidance scale, 0 to 5 (default: the one of the weights)")
+    parser.add_argument("--seed", type=int, default=0, help="the noise of the first digit; the next has the next seed (default 0)")
+    parser.add_argument("--out", type=Path, default=Path("digits.png"), help="a .png sheet or a .npz data set (default digits.png)")
+    parser.add_argument("--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    options = parser.parse_args(argv)
+    with sentence_on_error(parser):
+        if options.out.suffix not in (".png", ".npz"):
+            raise ValueError(f"--out must end in .png or .npz, not {options.out}")
+        count = check.whole("count", options.count, 1, 1_000_000)
+        labels = parse_labels(options.labels, count, options.seed)
+        given = 1.0 if options.guidance is None else options.guidance
+        seed, steps, guidance = settings(options.seed, options.steps, given)
+        loaded = weights.load(options.weights, pick(options.device))
+        if options.guidance is None:
+            guidance = loaded.network.default_guidance
+        with replacing(options.out) as new:
+            new.touch()  # a folder that cannot be written is known before the work
+            chunks, bar = [], tqdm(total=count, unit="digit", dynamic_ncols=True)
+            for chunk in draw(loaded.network, labels, seed, steps, guidance):
+                chunks.append(chunk)
+                bar.update(len(chunk))
+            bar.close()
+            save(new, torch.cat(chunks), labels)
+    print(f"{options.out}: {count} digits, {steps} steps, guidance {guidance:g}, weights {loaded.source}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -48,13 +48,14 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, width: int, channels: int = 256):
         super().__init__()
-        frequencies = 1000 * torch.exp(-math.log(10_000) * torch.arange(channels // 2) / (channels // 2))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.channels = channels
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        angles = t.unsqueeze(-1) * self.frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
+        # Made here and not a buffer, which a cast to bfloat16 would round: 1000·t needs more than 8 bits.
+        k = torch.arange(self.channels // 2, device=t.device) / (self.channels // 2)
+        angles = t.float().unsqueeze(-1) * 1000 * torch.exp(-math.log(10_000) * k)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.mlp[0].weight.dtype))
 
 
 class Stream(nn.Module):
@@ -160,8 +161,12 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
             nn.init.zeros_(layer.weight)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Velocity `[B, 1, 28, 28]` at images `x` `[B, 1, 28, 28]`, times `t` in [0, 1] `[B]` or one for all `[1]`, `labels` `[B]`."""
-        image = self.embed_patch(rearrange(x, "b 1 (h p) (w q) -> b (h w) (p q)", p=self.patch, q=self.patch))  # [B, 196, D]
+        """Velocity `[B, 1, 28, 28]` at images `x` `[B, 1, 28, 28]`, times `t` in [0, 1] `[B]` or one for all `[1]`, `labels` `[B]`.
+
+        The inside has the type of the weights, what comes out that of `x`.
+        """
+        tokens = rearrange(x, "b 1 (h p) (w q) -> b (h w) (p q)", p=self.patch, q=self.patch)
+        image = self.embed_patch(tokens.to(self.embed_patch.weight.dtype))  # [B, 196, D]
         label = self.embed_label(labels).unsqueeze(1)  # [B, 1, D]
         # All that the time does anywhere in the network is one product.
         time = self.modulation(F.silu(self.embed_time(t))).unflatten(-1, (-1, 1, image.shape[-1]))  # [B or 1, parts, 1, D]
@@ -169,7 +174,7 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
         for block, image_time, label_time in zip(self.blocks, streams[::2], streams[1::2], strict=True):
             image, label = block(image, label, image_time, label_time, self.rotary)
         v = self.unembed(modulate(image, shift, scale))  # [B, 196, p·q]
-        return rearrange(v, "b (h w) (p q) -> b 1 (h p) (w q)", h=self.side, p=self.patch)
+        return rearrange(v, "b (h w) (p q) -> b 1 (h p) (w q)", h=self.side, p=self.patch).to(x.dtype)
 
 
 def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std, time_shift, default_guidance):

@@ -39,7 +39,7 @@ def make_loss(network: nn.Module, config: Config, device: torch.device) -> Calla
         x, v = flow.path(image, noise, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
             predicted = network(x, t, labels)
-        return F.mse_loss(predicted.float(), v)
+        return F.mse_loss(predicted, v)
 
     return loss
 
@@ -245,7 +245,7 @@ def start(options: dict, folder: Path, preset: str, resume: bool, init: str | No
     network = None
     config = Config(**{**PRESETS[preset], **options})
     if init:
-        network = weights.load(init).network
+        network = weights.load(init, dtype=torch.float32).network
         fixed = {name: getattr(network, name) for name in ("pixel_mean", "pixel_std", "time_shift")}
         config = replace(config, **fixed)
         if {name: p.shape for name, p in network.state_dict().items()} != {

@@ -11,44 +11,65 @@ import inspect
 import io
 import json
 import os
-import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
+from model import hub
+from model.device import has_bfloat16
 from model.dit import DiT
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, TENSORS, METRICS = "config.json", "model.safetensors", "metrics.json"
+FILES = (CONFIG, METRICS, TENSORS)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network with weights, and where they came from: `source` is what a person may read."""
+    """A network with weights, and where they came from: `source` is what a person may read.
+
+    `notice` is "", or the sentence that says why these are the bundled weights and not those asked for.
+    """
 
     network: DiT
     source: str
     metrics: dict
+    notice: str = ""
 
 
-def load(where: str | None = None, device: torch.device | str = "cpu") -> Weights:
+def load(where: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Weights:
     """The network with the weights named by `where`, else by the variable `WEIGHTS`, else the bundled ones.
 
-    `where` is a folder, or a Hub repository `USER/NAME` or `USER/NAME@revision`.
+    `where` is a folder, or a Hub repository `USER/NAME` or `USER/NAME@revision`. It computes in `dtype`;
+    by default in bfloat16 where the device multiplies that in hardware, else in float32.
     Raises ValueError or OSError, in one sentence, for weights that are missing, damaged or not this network's.
     """
     where = where or os.environ.get("WEIGHTS") or str(BUNDLED)
     if Path(where).is_dir():
-        folder, source = Path(where), "bundled" if Path(where).samefile(BUNDLED) else where
+        source = "bundled" if BUNDLED.is_dir() and BUNDLED.samefile(where) else where
+        network, metrics = read(Path(where))
     else:
         folder, source = download(where)
-    network, metrics = read(folder)
-    return Weights(network.to(device).requires_grad_(False), source, metrics)
+        try:
+            network, metrics = read(folder)
+        except ValueError as error:
+            hub.forget(folder, FILES)
+            raise ValueError(str(error).replace(str(folder), where)) from None
+    dtype = dtype or (torch.bfloat16 if has_bfloat16(torch.device(device)) else torch.float32)
+    return Weights(network.to(device, dtype).requires_grad_(False), source, metrics)
+
+
+def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu") -> Weights:
+    """As `load`, but the bundled weights and a notice in place of an error, which is raised only when those are no good either."""
+    try:
+        return load(where, device)
+    except (ValueError, OSError) as error:
+        with contextlib.suppress(ValueError, OSError):
+            return replace(load(str(BUNDLED), device), notice=f"Drawn with the bundled weights: {' '.join(str(error).split())}.")
+        raise
 
 
 def read(folder: Path) -> tuple[DiT, dict]:
@@ -104,24 +125,5 @@ def sha256(path: Path) -> str:
 
 
 def download(where: str) -> tuple[Path, str]:
-    """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`.
-
-    One bounded request turns the revision into a commit; without a network the cache answers. Raises OSError.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", where):
-        raise FileNotFoundError(f"{where} is neither a folder nor a Hub repository USER/NAME[@revision]")
-    repo, _, revision = where.partition("@")
-    wanted = {"repo_id": repo, "allow_patterns": [CONFIG, TENSORS, METRICS]}
-    try:
-        commit = HfApi().model_info(repo, revision=revision or None, timeout=5).sha
-        folder = snapshot_download(revision=commit, **wanted)
-    except HfHubHTTPError as error:
-        raise OSError(f"{where} is no folder here, and the Hub does not give it: {str(error).splitlines()[-1]}") from None
-    except Exception as unreachable:  # no network: whatever the HTTP library raises for it
-        try:
-            folder = snapshot_download(revision=revision or None, local_files_only=True, **wanted)
-            commit = Path(folder).name
-        except LocalEntryNotFoundError:
-            reason = type(unreachable).__name__
-            raise OSError(f"{where} is no folder here, the Hub cannot be reached ({reason}), and no copy is cached") from None
-    return Path(folder), f"{repo}@{commit[:12]}"
+    """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`; raises OSError, in one sentence."""
+    return hub.download(where, FILES)

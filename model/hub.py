@@ -1,0 +1,143 @@
+"""The Hub, seen from here: a repository's files into the cache, and every way that can fail into one sentence."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # the HTTP library's own, whichever of them this version of the client stands on
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.utils import parse_ratelimit_headers
+
+DECISION_SECONDS = 6.0  # until the Hub has named the commit and given a first small file; after that it counts as not there
+DOWNLOAD_SECONDS = 300.0  # for all files
+
+NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)  # the Hub's own word, not the network's
+# RuntimeError is what Xet raises, and an upload in several threads.
+CLIENT_ERRORS = (HTTPError, OSError, RevisionResolutionError, json.JSONDecodeError, RuntimeError)
+
+NAME = r"\w[\w.-]*/\w[\w.-]*"
+TOKENS = "https://huggingface.co/settings/tokens"
+ADVICE = {
+    401: f"the token is not valid; make one at {TOKENS} and log in with `hf auth login`",
+    402: "a free account can have two ZeroGPU Spaces and no other Gradio Space; leave --hardware out, delete a Space, or subscribe to PRO",
+    403: f"the token has no permission for it; make one that may write there at {TOKENS} and log in with `hf auth login`",
+    404: "there is no such repository, or it is private; check the name, or log in with `hf auth login`",
+}
+
+
+def download(where: str, names: tuple[str, ...]) -> tuple[Path, str]:
+    """The cached folder with the files `names` of a repository `USER/NAME[@revision]`, and `USER/NAME@commit`, which names them for good.
+
+    The revision becomes a commit once; where the Hub does not answer, the cache does.
+    Raises OSError, in one sentence, and without a network within `DECISION_SECONDS`.
+    """
+    if not re.fullmatch(NAME + r"(@\w[\w./-]*)?", where):
+        raise FileNotFoundError(f"{where} is neither a folder nor a Hub repository USER/NAME[@revision]")
+    repo, _, revision = where.partition("@")
+    with explained(f"{where} is no folder here, and not to be had from the Hub"):
+        try:
+            folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1]))
+            within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names))
+        except NOT_THERE:
+            raise
+        except CLIENT_ERRORS:
+            with suppress(LocalEntryNotFoundError, RevisionResolutionError):
+                folder = fetch(repo, revision, names, offline=True)
+                return folder, f"{repo}@{folder.name}"
+            raise
+    return folder, f"{repo}@{folder.name}"
+
+
+def fetch(repo: str, revision: str, names: tuple[str, ...], offline: bool = False) -> Path:
+    """The cached folder with these files of one commit; what is cached already takes no request."""
+    # Mirrors do not all know a default branch, so it is named.
+    commit = HfApi().resolve_revision(repo, revision=revision or constants.DEFAULT_REVISION, local_files_only=offline).resolved
+    paths = [hf_hub_download(repo, name, revision=commit, local_files_only=offline) for name in names]
+    return Path(paths[0]).parent
+
+
+def forget(folder: Path, names: tuple[str, ...]) -> None:
+    """Remove the files of a cached folder, so that the next start fetches them anew."""
+    for name in names:
+        for path in ((folder / name).resolve(), folder / name):  # a link, where the system has them, and what it leads to
+            path.unlink(missing_ok=True)
+
+
+def within(seconds: float, call: Callable):
+    """What `call()` returns or raises; TimeoutError when that takes longer.
+
+    The timeouts of the HTTP library leave out the name lookup, and begin anew with every address, every read and every retry.
+    """
+    outcome = Future()
+
+    def run():
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        if outcome.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn the errors of the Hub's client into an OSError of one sentence: `what`, why, and what to do."""
+    try:
+        yield
+    except CLIENT_ERRORS as error:
+        raise OSError(f"{what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why, and what to do: from the Hub's answer where there is one, else from the first cause."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
+        if isinstance(cause, HfHubHTTPError):
+            return answer(cause)
+    if any(isinstance(cause, json.JSONDecodeError) for cause in causes):
+        return f"{constants.ENDPOINT} does not answer as the Hub does; check the network (a page to log in?) and HF_ENDPOINT"
+    if any(isinstance(cause, HTTPError | ConnectionError | TimeoutError) for cause in causes):
+        return f"no connection to {constants.ENDPOINT} ({causes[-1]}); check the network and try again"
+    return str(error)
+
+
+def answer(error: HfHubHTTPError) -> str:
+    """What an answer of the Hub that is no success means, and what to do."""
+    response = error.response
+    if isinstance(error, GatedRepoError):
+        return "its owner gives access on request; ask on its page, then log in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository is there, but has no such revision; its page lists branches and commits"
+    if isinstance(error, RemoteEntryNotFoundError):
+        return f"it holds no {response.url.path.rpartition('/')[2]}, so it has no weights of this network; check the name"
+    if isinstance(error, RepositoryNotFoundError):
+        return ADVICE[404]
+    if response.status_code == 429:
+        limit = parse_ratelimit_headers(response.headers)
+        seconds = response.headers.get("Retry-After") or (limit and limit.reset_in_seconds)
+        return f"too many requests; try again {f'in {seconds} seconds' if seconds else 'later'}"
+    if response.status_code in ADVICE:
+        return ADVICE[response.status_code]
+    said = f" ({error.server_message})" if error.server_message else ""
+    return f"the Hub answers {response.status_code}{said}; try again later"

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ CHUNK = 100  # digits at once: more are no faster on a CPU, and the memory stays
 
 def label(name: str) -> int:
     """The label of a class name; raises ValueError for one that is not there."""
-    if name not in images.CLASSES:
+    if not isinstance(name, str) or name not in images.CLASSES:
         raise ValueError(f"class must be one of {', '.join(images.CLASSES)}, not {check.shown(name)}")
     return images.CLASSES.index(name)
 
@@ -32,6 +33,8 @@ def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
 
     Raises ValueError for a class that is not there.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"classes must be a text such as 0-9, not {check.shown(text)}")
     if text == "mnist":
         share = torch.tensor(MNIST_HISTOGRAM, dtype=torch.float64) / sum(MNIST_HISTOGRAM)
         ends = (share.cumsum(0) * count).round().long()  # class k fills the places from the end of the one before it
@@ -71,12 +74,17 @@ def draw(network: DiT, labels: torch.Tensor, seed: int, steps: int, guidance: fl
         yield images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
 
 
-def save(path: Path, pixels: torch.Tensor, labels: torch.Tensor) -> None:
-    """Write a sheet (`.png`) or a labelled data set (`.npz`: `images` uint8 `[n, 28, 28]`, `labels` int64 `[n]`)."""
-    if path.suffix == ".npz":
-        np.savez_compressed(path, images=pixels.numpy(), labels=labels.numpy())
+def save(file: Path | BinaryIO, kind: str, pixels: torch.Tensor, labels: torch.Tensor, columns: int) -> None:
+    """Write a sheet (`png`) or a labelled data set (`npz`: `images` uint8 `[n, 28, 28]`, `labels` int64 `[n]`)."""
+    if kind == "npz":
+        np.savez_compressed(file, images=pixels.numpy(), labels=labels.numpy())
     else:
-        images.sheet(pixels, columns=10 if len(pixels) <= 100 else round(len(pixels) ** 0.5)).save(path)
+        images.sheet(pixels, columns).save(file, "png")
+
+
+def columns(count: int) -> int:
+    """Of a sheet: ten, so that the digits in turn stand in columns, or a multiple of ten for a large one."""
+    return min(count, 10 * max(1, round((count / 100) ** 0.5)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
                 chunks.append(chunk)
                 bar.update(len(chunk))
             bar.close()
-            save(new, torch.cat(chunks), labels)
+            save(new, options.out.suffix[1:], torch.cat(chunks), labels, columns(count))
     print(f"{options.out}: {count} digits, {steps} steps, guidance {guidance:g}, weights {loaded.source}")
     return 0
 

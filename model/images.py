@@ -3,6 +3,8 @@
 Outside: uint8 `[B, 28, 28]`, 0 black, 255 white. Inside: float `[B, 1, 28, 28]`, unit variance.
 """
 
+import io
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -37,3 +39,18 @@ def sheet(pixels: torch.Tensor, columns: int, scale: int = 2, gap: int = 2, back
     big = torch.from_numpy(enlarge(pixels, scale))
     grid = make_grid(rearrange(big, "b h w -> b 1 h w"), nrow=columns, padding=gap * scale, pad_value=background)
     return Image.fromarray(grid[0].numpy())
+
+
+def png(pixels: torch.Tensor, scale: int = 1) -> bytes:
+    """One image uint8 `[H, W]` as a PNG file, each pixel `scale` wide."""
+    file = io.BytesIO()
+    Image.fromarray(enlarge(pixels, scale)).save(file, "png")
+    return file.getvalue()
+
+
+def animation(frames: torch.Tensor, milliseconds: float, scale: int = 1) -> bytes:
+    """Images uint8 `[F, H, W]` as an animated PNG file that plays once, in `milliseconds`, and rests on the last."""
+    file = io.BytesIO()
+    first, *rest = (Image.fromarray(frame) for frame in enlarge(frames, scale))
+    first.save(file, "png", save_all=True, append_images=rest, duration=milliseconds / len(frames), loop=1)
+    return file.getvalue()

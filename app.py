@@ -1,0 +1,375 @@
+"""The page: controls in, pictures out. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
+
+import argparse
+import base64
+import io
+import os
+import random
+import sys
+from contextlib import contextmanager
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+try:
+    import spaces  # ZeroGPU; it has to come before torch
+
+    on_gpu = spaces.GPU
+except ImportError:
+
+    def on_gpu(function):
+        return function
+
+
+import gradio as gr
+import torch
+
+from model import check, generate, images, weights
+from model.command import sentence_on_error
+from model.device import pick
+from model.film import compare, shoot
+from model.images import CLASSES
+
+START = {"digit": "7", "seed": 42, "steps": 20, "guidance": 1.0}  # what the page opens with
+MAX_SHEET, MAX_NUMBER = 400, 16  # digits on a sheet, digits of a number
+FRAMES = 9  # pictures in a row of the film strip
+ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
+
+CSS = """
+.gradio-container { max-width: 900px !important; margin: 0 auto !important; }
+.pixels { image-rendering: pixelated; display: block; margin: 0 auto !important; border-radius: 4px; }
+.pixels { outline: 1px solid var(--border-color-primary); }
+.digit .pixels { width: 336px; max-width: 100%; aspect-ratio: 1; border-radius: 8px; }
+.digit p, .sheet p { text-align: center; margin: 8px 0 0 !important; }
+.digit p a, .sheet p a { margin: 0 .6em; }
+#status { text-align: center; font-size: 13px; }
+.film h4 { margin: 0 !important; font-size: 13px; font-weight: 500; }
+.strip { display: grid; grid-template-columns: repeat(9, 1fr); gap: 6px; margin: 2px 0 10px; }
+.strip figure { margin: 0 !important; }
+.strip .pixels, .cells .pixels, .steps .pixels { width: 100%; aspect-ratio: 1; }
+.strip figcaption { text-align: center; font-size: 11px; font-variant-numeric: tabular-nums; }
+.steps { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; max-width: 640px; margin: 0 auto; }
+.steps div { display: grid; gap: 6px; text-align: center; font-size: 13px; }
+.cells { display: grid; gap: 3px; margin: 0 auto; }
+.cells a { display: block; }
+.classes label { min-width: 44px; justify-content: center; }
+.classes label:has(:checked) { background: var(--color-accent) !important; color: white !important; }
+.classes label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.classes input { position: absolute; opacity: 0; }
+.classes label span { margin: 0 !important; }
+footer .divider { display: none; }
+"""
+
+
+FONT = ("system-ui", "sans-serif")
+THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
+
+COPY_LINK = """(digit, seed, steps, guidance) => {
+    const link = new URL(location.href);
+    link.search = new URLSearchParams({digit, seed, steps, guidance});
+    history.replaceState(null, "", link);
+    navigator.clipboard ? navigator.clipboard.writeText(link.href) : prompt("The link to this digit:", link.href);
+}"""
+
+
+# ---- words and pictures
+
+
+def picture(data: bytes, text: str) -> str:
+    """A PNG file as an image of crisp pixels, with the text that says what it shows."""
+    return f'<img class="pixels" alt="{text}" src="{uri(data)}">'
+
+
+def uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def named(digit: str) -> str:
+    return digit if digit in "0123456789" else f"{digit} image"
+
+
+def digit_html(film, digit: str, seed: int) -> str:
+    """The digit, drawing itself once in half a second, unless the visitor wants no motion; and both as files."""
+    text = f"A {named(digit)}, drawn in {len(film.times) - 1} steps from the noise of seed {seed}"
+    few = film.noisy[film.frames(16)]
+    moving = picture(images.animation(few, 500), text)
+    still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digit))}">'
+    name = f"{digit}-seed{seed}"
+    return (
+        f'<div class="digit"><picture>{still}{moving}</picture><p>'
+        f'<a download="{name}.png" href="{uri(images.png(film.digit, 16))}">Save picture</a>'
+        f'<a download="{name}-film.png" href="{uri(images.animation(few, 1500, 8))}">Save animation</a></p></div>'
+    )
+
+
+def film_html(film, with_velocity: bool) -> str:
+    """The way from noise to the digit in rows: x_t, the image predicted in it, and the velocity on demand."""
+    chosen = film.frames(FRAMES)
+    rows = [("x<sub>t</sub>: from noise (t = 1) to the digit (t = 0)", "x", film.noisy, chosen)]
+    rows.append(("x<sub>t</sub> − t·v: the image predicted at that moment", "prediction", film.predicted, chosen))
+    if with_velocity:
+        rows.append(("v: the velocity, grey where nothing changes", "velocity", film.velocity, chosen[:-1]))
+    parts = ""
+    for title, short, row, indices in rows:
+        figures = ""
+        for i in indices:
+            t = f"{film.times[i]:.2f}"
+            figures += f"<figure>{picture(images.png(row[i]), f'{short} at t = {t}')}<figcaption>{t}</figcaption></figure>"
+        parts += f'<h4>{title}</h4><div class="strip">{figures}</div>'
+    return f'<div class="film">{parts}</div>'
+
+
+def link(digit, seed, steps, guidance) -> str:
+    return f"?digit={digit}&seed={seed}&steps={steps}&guidance={guidance:g}"
+
+
+def from_link(query: dict) -> dict:
+    """The controls that a link asks for: each value clamped into its range, and the start's where it makes no sense."""
+    values = dict(START)
+    if query.get("digit") in CLASSES:
+        values["digit"] = query["digit"]
+    for name, kind, low, high in (("seed", int, 0, generate.MAX_SEED), ("steps", int, 1, 50), ("guidance", float, 0, 5)):
+        try:
+            asked = kind(query[name])
+        except (KeyError, ValueError):
+            continue
+        if asked == asked:  # not NaN
+            values[name] = min(max(asked, low), high)
+    return values
+
+
+def steps_html(columns: list, rows: tuple) -> str:
+    """A row for each class, a column for each number of steps drawn so far, the milliseconds at its foot."""
+    cells = ""
+    for count, pixels, milliseconds in columns:
+        pictures = "".join(picture(images.png(image), f"{named(row)} in {count} steps") for row, image in zip(rows, pixels, strict=True))
+        cells += f"<div><b>{count}</b>{pictures}<span>{milliseconds:.0f} ms</span></div>"
+    return f'<div class="steps">{cells}</div>'
+
+
+def sheet_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int, seed: int, steps: int, guidance: float) -> str:
+    """A grid in which each digit is a link that opens it in the Draw tab, and the whole as a picture and as a data set."""
+    cells = ""
+    for i, image in enumerate(pixels):
+        name = CLASSES[labels[i]]
+        cells += f'<a href="{link(name, seed + i, steps, guidance)}">{picture(images.png(image), named(name))}</a>'
+    sheet, data_set = io.BytesIO(), io.BytesIO()
+    generate.save(sheet, "png", pixels, labels, columns)
+    generate.save(data_set, "npz", pixels, labels[: len(pixels)], columns)
+    return (
+        f'<div class="sheet"><div class="cells" style="grid-template-columns: repeat({columns}, 1fr)">{cells}</div><p>'
+        f'<a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a>'
+        f'<a download="digits.npz" href="{uri(data_set.getvalue(), "application/zip")}">Save data set (.npz)</a></p></div>'
+    )
+
+
+def number_labels(number: str) -> torch.Tensor:
+    """The labels of a typed number; raises ValueError for what is no number of at most 16 digits."""
+    if not (number.isascii() and number.isdigit() and len(number) <= MAX_NUMBER):
+        raise ValueError(f"a number has 1 to {MAX_NUMBER} digits and nothing else, not {check.shown(number)}")
+    return torch.tensor([int(character) for character in number])
+
+
+def new_seed() -> int:
+    return random.randint(0, 9999)  # short enough to tell a friend
+
+
+def open_link(request: gr.Request) -> list:
+    """The controls of a page opened with `?digit=7&seed=42&steps=8&guidance=1.5`."""
+    return list(from_link(dict(request.query_params)).values())
+
+
+class Studio:
+    """What the tabs and the API call: small checked functions of plain values over `model/`."""
+
+    def __init__(self, loaded: weights.Weights):
+        self.network = loaded.network
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        device = next(self.network.parameters()).device.type
+        source, at, commit = loaded.source.partition("@")
+        self.about = f"{count / 1e6:.2f} M parameters · weights: {source}{at}{commit[:12]} · {device}"
+        self.notice = f"\n\n{loaded.notice}" if loaded.notice else ""
+        self.shoot, self.compare, self.many = on_gpu(self.shoot), on_gpu(self.compare), on_gpu(self.many)
+
+    # ---- one checked call of the model each; ValueError for a bad value
+
+    def shoot(self, digit, seed, steps, guidance):
+        return shoot(self.network, generate.label(digit), *generate.settings(seed, steps, guidance))
+
+    def compare(self, digit, seed, guidance):
+        labels = range(10) if digit == "all" else [generate.label(digit)]
+        seed, _, guidance = generate.settings(seed, 1, guidance)
+        yield from compare(self.network, torch.tensor(labels), seed, guidance)
+
+    def many(self, labels, seed, steps, guidance):
+        yield from generate.draw(self.network, labels, *generate.settings(seed, steps, guidance))
+
+    # ---- the API
+
+    def draw_api(self, digit: str, seed: int = 42, steps: int = 20, guidance: float = 1.0) -> list[list[int]]:
+        """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255 white."""
+        with sentences():
+            return self.shoot(digit, seed, steps, guidance).digit.tolist()
+
+    def steps_api(self, digit: str = "all", seed: int = 42, guidance: float = 1.0) -> dict[str, list]:
+        """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of steps."""
+        with sentences():
+            return {str(count): pixels.tolist() for count, pixels, _ in self.compare(digit, seed, guidance)}
+
+    def sheet_api(self, classes: str = "0-9", count: int = 100, seed: int = 42, steps: int = 20, guidance: float = 1.0) -> dict[str, list]:
+        """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of seed + i."""
+        with sentences():
+            labels = generate.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET))
+            return {"images": torch.cat(list(self.many(labels, seed, steps, guidance))).tolist(), "labels": labels.tolist()}
+
+    # ---- the tabs
+
+    def draw_tab(self, digit, seed, steps, guidance, with_velocity):
+        """The digit, its film, and the status line; a bad value is a sentence there, and the pictures stay."""
+        try:
+            film = self.shoot(digit, seed, steps, guidance)
+        except ValueError as error:
+            return gr.skip(), gr.skip(), f"{error}."
+        status = f"{self.about} · {steps} step{'s'[: steps > 1]} in {film.milliseconds:.0f} ms{self.notice}"
+        return digit_html(film, digit, seed), film_html(film, with_velocity), status
+
+    def steps_tab(self, digit, seed, guidance):
+        """The columns of ever more steps, each shown when it is drawn."""
+        try:
+            columns = []
+            for column in self.compare(digit, seed, guidance):
+                columns.append(column)
+                yield steps_html(columns, CLASSES[:10] if digit == "all" else (digit,))
+        except ValueError as error:
+            yield f"<p>{error}.</p>"
+
+    def sheet_tab(self, classes, number, count, seed, steps, guidance, progress=gr.Progress()):  # noqa: B008
+        try:
+            labels = number_labels(number) if number else generate.parse_labels(",".join(classes), count)
+            columns = len(labels) if number else generate.columns(len(labels))
+            done = []
+            progress(0, "Drawing")
+            for chunk in self.many(labels, seed, steps, guidance):
+                done.append(chunk)
+                drawn = torch.cat(done)
+                progress((len(drawn), len(labels)), unit="digits")
+                yield sheet_html(drawn, labels, columns, seed, steps, guidance)
+        except ValueError as error:
+            yield f"<p>{error}.</p>"
+
+
+@contextmanager
+def sentences():
+    """A bad value reaches the caller of the API as its one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(f"{error}.", print_exception=False) from None
+
+
+# ---- the page
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The three tabs and the typed endpoints."""
+    first = studio.draw_tab(*START.values(), False)
+    guidance_range = {"minimum": 0, "maximum": generate.MAX_GUIDANCE, "value": START["guidance"], "step": 0.1, "label": "Guidance"}
+    steps_range = {"minimum": 1, "maximum": generate.MAX_STEPS, "value": START["steps"], "step": 1, "label": "Steps"}
+    with gr.Blocks(title="Digits from noise") as page:
+        gr.Markdown("# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step.")
+        with gr.Tab("Draw"):
+            with gr.Row():
+                with gr.Column(min_width=340):
+                    digit_out = gr.HTML(first[0], padding=False)
+                    status = gr.Markdown(first[2], elem_id="status")
+                with gr.Column(min_width=300):
+                    digit = gr.Radio(CLASSES, value=START["digit"], label="Class", elem_classes="classes")
+                    steps = gr.Slider(**steps_range, info="how many steps from noise to digit")
+                    guidance = gr.Slider(
+                        0,
+                        generate.MAX_GUIDANCE,
+                        START["guidance"],
+                        step=0.1,
+                        label="Guidance",
+                        info="1 follows the class, more exaggerates it",
+                    )
+                    seed = gr.Number(START["seed"], label="Seed", info="names the noise", precision=0)
+                    with gr.Row():
+                        dice = gr.Button("⚄ Another seed", size="md", min_width=120)
+                        copy = gr.Button("Copy link", size="md", min_width=120)
+                    velocity = gr.Checkbox(False, label="Show the velocity", container=False)
+            film_out = gr.HTML(first[1], padding=False)
+        controls = [digit, seed, steps, guidance]
+        drawing = {
+            "fn": studio.draw_tab,
+            "inputs": [*controls, velocity],
+            "outputs": [digit_out, film_out, status],
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            **ONE_AT_A_TIME,
+        }
+        gr.on([item.input for item in (*controls, velocity)], trigger_mode="always_last", **drawing)
+        dice.click(new_seed, None, seed, api_visibility="private", show_progress="hidden").then(**drawing)
+        page.load(open_link, None, controls, api_visibility="private").then(**drawing)
+        copy.click(None, controls, None, js=COPY_LINK, api_visibility="private")
+
+        with gr.Tab("Steps") as steps_page:
+            gr.Markdown("How many steps are enough? The same noise at 1 to 32 steps.")
+            which = gr.Radio(["all", *CLASSES[:10]], value="all", label="Class", elem_classes="classes")
+            with gr.Row():
+                steps_seed = gr.Number(START["seed"], label="Seed", precision=0)
+                steps_guidance = gr.Slider(**guidance_range)
+            steps_out = gr.HTML(padding=False)
+        gr.on(
+            [steps_page.select, which.input, steps_seed.input, steps_guidance.input],
+            studio.steps_tab,
+            [which, steps_seed, steps_guidance],
+            steps_out,
+            trigger_mode="always_last",
+            api_visibility="private",
+            **ONE_AT_A_TIME,
+        )
+
+        with gr.Tab("Sheet"):
+            with gr.Row():
+                number = gr.Textbox(label="Write a number", info=f"up to {MAX_NUMBER} digits, or leave it empty", max_length=MAX_NUMBER)
+                count = gr.Slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
+            classes = gr.CheckboxGroup(CLASSES, value=list(CLASSES[:10]), label="Classes")
+            with gr.Row():
+                sheet_seed = gr.Number(START["seed"], label="Seed of the first", precision=0)
+                sheet_steps = gr.Slider(**steps_range)
+                sheet_guidance = gr.Slider(**guidance_range)
+            with gr.Row():
+                go = gr.Button("Draw the sheet", variant="primary")
+                halt = gr.Button("Stop")
+            sheet_out = gr.HTML(padding=False)
+        run = gr.on(
+            [go.click, number.submit],
+            studio.sheet_tab,
+            [classes, number, count, sheet_seed, sheet_steps, sheet_guidance],
+            sheet_out,
+            api_visibility="private",
+            **ONE_AT_A_TIME,
+        )
+        halt.click(None, cancels=run, api_visibility="private")
+
+        for function, name in ((studio.draw_api, "draw"), (studio.steps_api, "steps"), (studio.sheet_api, "sheet")):
+            gr.api(function, api_name=name, **ONE_AT_A_TIME)
+    return page.queue(max_size=64)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python app.py", description="The page that draws digits, in the browser.")
+    parser.add_argument("--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)")
+    parser.add_argument("--port", type=int, help="the port to serve on (default: the first free one from 7860)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.add_argument("--strict-weights", action="store_true", help="refuse to start when the weights asked for are not to be had")
+    options = parser.parse_args(argv)
+    with sentence_on_error(parser):
+        load = weights.load if options.strict_weights else weights.load_or_bundled
+        page = build(Studio(load(options.weights, pick(options.device))))
+        page.launch(server_port=options.port, css=CSS, theme=THEME, ssr_mode=False, max_file_size="1mb", footer_links=["api"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

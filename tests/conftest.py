@@ -1,0 +1,106 @@
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from playwright.sync_api import sync_playwright
+
+from model import weights
+from model.dit import DiT
+
+ROOT = Path(__file__).parent.parent
+os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
+os.environ.pop("WEIGHTS", None)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small() -> DiT:
+    """A small network in which nothing is zero."""
+    network = DiT(width=32, depth=2, heads=2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.fixture
+def small_weights(small, tmp_path) -> Path:
+    """A folder of weights that a trainer could have left."""
+    weights.save(small, tmp_path / "weights", {"training": {"epochs": 1}})
+    return tmp_path / "weights"
+
+
+def missing(what: str, required: str) -> None:
+    """Skip what this machine lacks, unless the variable says that it must be there."""
+    if os.environ.get(required):
+        pytest.fail(f"{what}, and {required} is set")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> str:
+    """The folder with the real data set."""
+    if not (ROOT / "data/MNIST/raw").is_dir():
+        missing("the real MNIST is not in data/MNIST/raw", "REQUIRE_MNIST")
+    return str(ROOT / "data")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium of the system."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        missing("no Chromium on this machine", "REQUIRE_BROWSER")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=[*flags, "--disable-component-update"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def page_url(tmp_path_factory):
+    """The page in a process of its own, with the bundled weights: its address."""
+    with serve(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@contextmanager
+def serve(folder: Path, *arguments: str):
+    """`python app.py` on a free port, ended with the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "server.log"
+    with open(log, "w") as output:
+        command = [sys.executable, "app.py", "--port", str(port), *arguments]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 120
+            while not answers(url):
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False

@@ -1,0 +1,306 @@
+"""The page as visitors and programs use it: a real server, a real browser, real HTTP."""
+
+import base64
+import io
+import json
+import re
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import app
+from model import generate, weights
+from model.film import shoot
+
+
+@pytest.fixture(scope="session")
+def network():
+    return weights.load().network
+
+
+def digit(network, label, seed, steps, guidance=1.0) -> np.ndarray:
+    """What the page has to show, drawn here."""
+    return shoot(network, label, seed, steps, guidance).digit.numpy().astype(int)
+
+
+def decoded(source: str) -> np.ndarray:
+    """The pixels of a data URI; of an animation, its last frame."""
+    file = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+    file.seek(getattr(file, "n_frames", 1) - 1)
+    return np.array(file.convert("L")).astype(int)
+
+
+def close(a, b) -> bool:
+    """The same picture but for rounding: bfloat16 products of another batch size or number of threads differ in the last bit."""
+    return np.abs(np.asarray(a).astype(int) - b).mean() <= 2
+
+
+# ---- the browser
+
+
+@pytest.fixture
+def tab(chromium, page_url):
+    """A fresh visitor on the page, who sees no script error."""
+    context = chromium.new_context(viewport={"width": 1100, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(page_url)
+    page.wait_for_selector(".digit img")
+    settle(page)
+    yield page
+    context.close()
+    assert not errors
+
+
+def settle(page) -> str:
+    """Wait until nothing is on its way any more; the source of the large picture."""
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(300)
+    return page.locator(".digit img").get_attribute("src")
+
+
+def changed(page, before: str) -> str:
+    """The source of the large picture once it is another one."""
+    page.wait_for_function("before => document.querySelector('.digit img').src !== before", arg=before)
+    return settle(page)
+
+
+def test_it_opens_with_a_digit_and_its_film(tab, network):
+    image = tab.locator(".digit img")
+    assert image.get_attribute("alt") == "A 7, drawn in 20 steps from the noise of seed 42"
+    assert close(decoded(image.get_attribute("src")), digit(network, 7, 42, 20))
+    assert tab.locator(".strip").count() == 2
+    assert tab.locator(".strip img").count() == 18
+    assert "5.86 M parameters · weights: bundled" in tab.locator("#status").inner_text()
+
+
+def test_a_class_by_mouse_and_the_steps_by_keyboard(tab, network):
+    before = tab.locator(".digit img").get_attribute("src")
+    tab.locator(".classes label").filter(has_text=re.compile("^ *3 *$")).first.click()
+    after = changed(tab, before)
+    assert close(decoded(after), digit(network, 3, 42, 20))
+    slider = tab.get_by_role("slider").first
+    slider.focus()
+    for _ in range(3):
+        slider.press("ArrowLeft")
+    final = changed(tab, after)
+    tab.wait_for_function("document.querySelector('.digit img').alt.includes('17 steps')")
+    assert close(decoded(settle(tab)), digit(network, 3, 42, 17))
+    assert final
+
+
+def test_a_class_by_keyboard(tab, network):
+    before = tab.locator(".digit img").get_attribute("src")
+    tab.get_by_role("radio", name="7").first.focus()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Space")
+    assert close(decoded(changed(tab, before)), digit(network, 8, 42, 20))
+
+
+def test_the_dice_gives_another_seed_and_draws_it(tab, network):
+    before = tab.locator(".digit img").get_attribute("src")
+    tab.get_by_role("button", name="Another seed").click()
+    after = changed(tab, before)
+    seed = int(tab.get_by_label("Seed").first.input_value())
+    assert seed != 42
+    assert close(decoded(after), digit(network, 7, seed, 20))
+
+
+def test_the_velocity_is_shown_on_demand(tab):
+    tab.get_by_label("Show the velocity").check()
+    tab.wait_for_function("document.querySelectorAll('.strip').length === 3")
+    assert tab.get_by_alt_text("velocity at t = 1.00").count() == 1
+
+
+def test_an_empty_seed_is_a_sentence_and_the_picture_stays(tab):
+    before = tab.locator(".digit img").get_attribute("src")
+    tab.get_by_label("Seed").first.fill("")
+    tab.wait_for_function("document.querySelector('#status').innerText.includes('seed must be a whole number')")
+    assert settle(tab) == before
+
+
+def test_saved_files_are_the_digit_and_its_film(tab, network):
+    with tab.expect_download() as waiting:
+        tab.get_by_role("link", name="Save picture").click()
+    assert waiting.value.suggested_filename == "7-seed42.png"
+    picture = np.array(Image.open(waiting.value.path()))
+    assert picture.shape == (448, 448)
+    assert close(picture[8::16, 8::16], digit(network, 7, 42, 20))
+    with tab.expect_download() as waiting:
+        tab.get_by_role("link", name="Save animation").click()
+    film = Image.open(waiting.value.path())
+    assert film.n_frames == 16
+    film.seek(15)
+    assert close(np.array(film.convert("L"))[4::8, 4::8], digit(network, 7, 42, 20))
+
+
+def test_a_link_is_a_picture(chromium, page_url, network):
+    page = chromium.new_page()
+    page.goto(f"{page_url}/?digit=5&seed=11&steps=6&guidance=2.5")
+    page.wait_for_function("document.querySelector('.digit img')?.alt === 'A 5, drawn in 6 steps from the noise of seed 11'")
+    assert close(decoded(settle(page)), digit(network, 5, 11, 6, 2.5))
+    assert page.get_by_label("Seed").first.input_value() == "11"
+    page.close()
+
+
+def test_the_copied_link_opens_the_same_digit(chromium, page_url):
+    context = chromium.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{page_url}/?digit=4&seed=3&steps=5&guidance=1.5")
+    page.wait_for_function("document.querySelector('.digit img')?.alt.startsWith('A 4')")
+    first = settle(page)
+    page.get_by_role("button", name="Copy link").click()
+    page.wait_for_timeout(300)
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == f"{page_url}/?digit=4&seed=3&steps=5&guidance=1.5" == page.url
+    page.goto(link)
+    page.wait_for_function("document.querySelector('.digit img')?.alt.startsWith('A 4')")
+    assert settle(page) == first
+    context.close()
+
+
+def test_steps_side_by_side(tab, network):
+    tab.get_by_role("tab", name="Steps").click()
+    tab.wait_for_function("document.querySelectorAll('.steps img').length === 60")
+    source = tab.get_by_alt_text("8 in 4 steps").get_attribute("src")
+    assert close(decoded(source), digit(network, 8, 42, 4))
+
+
+def test_a_number_is_written_and_its_digit_opens(tab, network):
+    tab.get_by_role("tab", name="Sheet").click()
+    tab.get_by_label("Write a number").fill("2026")
+    tab.keyboard.press("Enter")
+    tab.wait_for_function("document.querySelectorAll('.cells img').length === 4")
+    with tab.expect_download() as waiting:
+        tab.get_by_role("link", name="Save data set").click()
+    data = np.load(waiting.value.path())
+    assert data["labels"].tolist() == [2, 0, 2, 6]
+    assert close(data["images"][2], digit(network, 2, 44, 20))
+    tab.locator(".cells a").nth(3).click()
+    tab.wait_for_function("document.querySelector('.digit img')?.alt === 'A 6, drawn in 20 steps from the noise of seed 45'")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_has_no_horizontal_scrolling(chromium, page_url, scheme):
+    context = chromium.new_context(viewport={"width": 375, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(page_url)
+    page.wait_for_selector(".digit img")
+    for name in ("Draw", "Steps", "Sheet"):
+        page.get_by_role("tab", name=name).click()
+        settle(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
+    context.close()
+
+
+# ---- the API
+
+
+@pytest.fixture(scope="session")
+def client(page_url):
+    return Client(page_url, verbose=False)
+
+
+def test_draw_endpoint(client, network):
+    rows = client.predict(digit="7", seed=5, steps=4, guidance=1.5, api_name="/draw")
+    assert close(rows, digit(network, 7, 5, 4, 1.5))
+
+
+def test_steps_endpoint(client, network):
+    found = client.predict(digit="3", seed=5, api_name="/steps")
+    assert list(found) == ["1", "2", "4", "8", "16", "32"]
+    assert close(found["8"][0], digit(network, 3, 5, 8))
+
+
+def test_sheet_endpoint(client, network):
+    found = client.predict(classes="3,white", count=4, seed=5, steps=3, api_name="/sheet")
+    assert found["labels"] == [3, 11, 3, 11]
+    assert close(found["images"][2], digit(network, 3, 7, 3))
+
+
+BAD = [
+    ("/draw", {"digit": "ten"}, "class must be one of"),
+    ("/draw", {"digit": 7}, "class must be one of"),
+    ("/draw", {"digit": "x" * 100_000}, "class must be one of"),
+    ("/draw", {"digit": "7", "steps": 0}, "steps must be a whole number from 1 to 50, not 0"),
+    ("/draw", {"digit": "7", "steps": 7.5}, "not 7.5"),
+    ("/draw", {"digit": "7", "steps": True}, "not True"),
+    ("/draw", {"digit": "7", "steps": "abc"}, "not 'abc'"),
+    ("/draw", {"digit": "7", "seed": -1}, "seed must be a whole number from 0 to 2147483647, not -1"),
+    ("/draw", {"digit": "7", "seed": None}, "not None"),
+    ("/draw", {"digit": "7", "seed": 10**12}, "seed must be"),
+    ("/draw", {"digit": "7", "guidance": 5.5}, "guidance must be a number from 0 to 5"),
+    ("/steps", {"digit": "ten"}, "class must be one of"),
+    ("/sheet", {"count": 10**9}, "count must be a whole number from 1 to 400"),
+    ("/sheet", {"classes": "9-0"}, "run backwards"),
+    ("/sheet", {"classes": ["7"]}, "classes must be"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "values", "words"), BAD, ids=[f"{b[0]}-{str(b[1])[:40]}" for b in BAD])
+def test_a_bad_value_is_one_sentence(client, endpoint, values, words):
+    with pytest.raises(AppError) as caught:
+        client.predict(**values, api_name=endpoint)
+    assert words in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_nan_is_one_sentence_too(page_url):
+    """The Python client cannot even send it."""
+    body = b'{"data": ["7", 42, 20, NaN]}'
+    request = urllib.request.Request(f"{page_url}/gradio_api/call/draw", body, {"Content-Type": "application/json"})
+    event = json.load(urllib.request.urlopen(request))["event_id"]
+    answer = urllib.request.urlopen(f"{page_url}/gradio_api/call/draw/{event}").read().decode()
+    assert "event: error" in answer
+    assert "Traceback" not in answer
+
+
+def test_no_file_of_the_machine_is_served(page_url):
+    for file in ("README.md", "/etc/passwd", "../../etc/passwd", "weights/config.json"):
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{page_url}/gradio_api/file={file}")
+
+
+# ---- without a server
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({}, ("7", 42, 20, 1.0)),
+        ({"digit": "black", "seed": "9", "steps": "8", "guidance": "1.5"}, ("black", 9, 8, 1.5)),
+        ({"digit": "ten", "seed": "-4", "steps": "900", "guidance": "99"}, ("7", 0, 50, 5)),
+        ({"digit": "3", "seed": "x", "steps": "7.5", "guidance": "nan"}, ("3", 42, 20, 1.0)),
+        ({"digit": "<b>", "steps": "", "guidance": "inf", "more": "1"}, ("7", 42, 20, 5)),
+    ],
+)
+def test_a_link_is_clamped_never_an_error(query, expected):
+    assert tuple(app.from_link(query).values()) == expected
+
+
+@pytest.mark.parametrize("number", ["", "12a", "-1", "1" * 17, "٣", "1.5"])
+def test_what_is_no_number(number):
+    with pytest.raises(ValueError, match="1 to 16 digits"):
+        app.number_labels(number)
+
+
+def test_a_number_is_its_digits():
+    assert app.number_labels("2026").tolist() == [2, 0, 2, 6]
+    assert torch.equal(app.number_labels("0123456789"), generate.parse_labels("0-9", 10))
+
+
+@pytest.mark.parametrize("arguments", [["--weights", "nowhere/at/all", "--strict-weights"], ["--device", "abacus"]])
+def test_the_command_refuses_in_one_sentence(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        app.main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -136,6 +136,7 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
     ):
         super().__init__()
         check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std, time_shift, default_guidance)
+        self.width, self.depth, self.heads = width, depth, heads
         self.patch, self.side, self.null_label = patch, SIZE // patch, classes
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.time_shift, self.default_guidance = time_shift, default_guidance

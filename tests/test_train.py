@@ -1,3 +1,4 @@
+import argparse
 import json
 import math
 import struct
@@ -9,7 +10,7 @@ from torch import nn
 from model import flow, images, weights
 from model.generate import MNIST_HISTOGRAM
 from training import checkpoint, data, train
-from training.config import PRESETS, Config
+from training.config import PRESETS, Config, add_options
 from training.train import Run, learning_rate, main, make_loss, start, update_ema
 
 TINY = {
@@ -190,17 +191,20 @@ def test_resuming_equals_not_stopping(go, tmp_path, monkeypatch):
 def test_a_longer_run_goes_on_from_a_finished_one(go, tmp_path):
     assert go("--name", "a", epochs=1) == 0
     assert main(["--resume", "runs/a", "--epochs", "2"]) == 0
+    assert Config.load(tmp_path / "runs/a/config.json").epochs == 2
     assert checkpoint.load(tmp_path / "runs/a")[0]["step"] == 8
 
 
 def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     assert go("--name", "a", epochs=1) == 0
-    options = {**TINY, "data_root": root}
-    run = start(options, tmp_path / "runs/b", "reference", False, str(tmp_path / "runs/a/weights"))
+    options = {"batch": 32, "data_root": root, "init": str(tmp_path / "runs/a/weights")}
+    run = start(options, tmp_path / "runs/b", "reference", False)
     before = weights.load(str(tmp_path / "runs/a/weights"), dtype=torch.float32).network.state_dict()
     for name, tensor in run.network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert run.step == 0
+    assert (run.step, run.config.width) == (0, TINY["width"])
+    with pytest.raises(ValueError, match="have a width of their own"):
+        start({**options, "width": 64}, tmp_path / "runs/c", "reference", False)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(root, tmp_path):
@@ -273,6 +277,15 @@ def test_a_run_is_not_started_over_another(go, tmp_path, capsys):
     assert go("--name", "a", epochs=1) == 2
     assert "--resume runs/a" in capsys.readouterr().err
     assert (tmp_path / "runs/a/checkpoint.pt").read_bytes() == before
+
+
+def test_the_recorded_command_starts_the_same_run():
+    config = Config(**PRESETS["quick"], compile=False)
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    words = config.command().split()
+    assert words[:3] == ["python", "-m", "training.train"]
+    assert Config(**vars(parser.parse_args(words[3:]))) == config
 
 
 def test_presets_are_configurations():

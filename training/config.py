@@ -5,6 +5,8 @@ import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
+from model.files import replacing
+
 
 def option(default, help: str):
     """A field with its default and the sentence that `--help` prints for it."""
@@ -19,6 +21,7 @@ class Config:
     data_root: str = option("data", "folder of the data sets, filled by torchvision where it is empty")
     blank_images: int = option(1000, "all black, and as many all white, images added to the data set")
 
+    init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
     width: int = option(256, "width of the network")
     depth: int = option(3, "blocks")
     heads: int = option(4, "query heads, which share one key and value head")
@@ -67,11 +70,16 @@ class Config:
 
     def network(self) -> dict:
         """The arguments of `DiT`."""
-        names = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "time_shift", "default_guidance")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in NETWORK}
+
+    def command(self) -> str:
+        """The line that starts this run anew, whatever presets and resumptions it went through."""
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in asdict(self).items() if value != getattr(Config, name)]
+        return " ".join(["python -m training.train", *flags]).replace("--compile False", "--no-compile")
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        with replacing(path) as new:
+            new.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Config":
@@ -81,6 +89,8 @@ class Config:
         except (TypeError, json.JSONDecodeError):
             raise ValueError(f"{path} is no configuration of this trainer") from None
 
+
+NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "time_shift", "default_guidance")
 
 # What a resumed run may change: how long it goes on, and what leaves every step as it was.
 RESUMABLE = {"epochs", "decay_share", "device", "compile", "log_every", "preview_every", "checkpoint_every", "data_root"}

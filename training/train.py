@@ -23,9 +23,10 @@ from model import flow, images, weights
 from model.command import sentence_on_error
 from model.device import has_bfloat16, pick
 from model.dit import DiT
+from model.files import replacing
 from model.generate import states
 from training import checkpoint, data
-from training.config import PRESETS, RESUMABLE, Config, add_options
+from training.config import NETWORK, PRESETS, RESUMABLE, Config, add_options
 
 NON_FINITE_LIMIT = 10  # steps in a row, after which a run is not worth going on
 
@@ -192,7 +193,8 @@ class Run:
         log = self.folder / "metrics.jsonl"
         if log.exists():
             kept = [line for line in log.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            log.write_text("".join(kept))
+            with replacing(log) as new:
+                new.write_text("".join(kept))
 
     def summary(self) -> dict:
         """What the card of the weights says about their training."""
@@ -210,7 +212,7 @@ class Run:
             else f"{self.device.type}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "commit": self.commit,
-            "command": "python -m training.train " + " ".join(sys.argv[1:]),
+            "command": self.config.command(),
         }
 
 
@@ -229,7 +231,7 @@ def commit() -> str:
     return run.stdout.strip()
 
 
-def start(options: dict, folder: Path, preset: str, resume: bool, init: str | None) -> Run:
+def start(options: dict, folder: Path, preset: str, resume: bool) -> Run:
     """A fresh run, one warm from weights, or one that goes on; raises ValueError or OSError before anything is written."""
     if resume:
         config = Config.load(folder / "config.json")
@@ -239,19 +241,18 @@ def start(options: dict, folder: Path, preset: str, resume: bool, init: str | No
         config = replace(config, **options)
         run = Run(config, folder)
         run.restore()
+        config.save(folder / "config.json")
         return run
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --name")
-    network = None
     config = Config(**{**PRESETS[preset], **options})
-    if init:
-        network = weights.load(init, dtype=torch.float32).network
-        fixed = {name: getattr(network, name) for name in ("pixel_mean", "pixel_std", "time_shift")}
-        config = replace(config, **fixed)
-        if {name: p.shape for name, p in network.state_dict().items()} != {
-            name: p.shape for name, p in DiT(**config.network()).state_dict().items()
-        }:
-            raise ValueError(f"the weights in {init} are not of the width, depth, heads and patch asked for")
+    network = None
+    if config.init:
+        network = weights.load(config.init, dtype=torch.float32).network
+        config = replace(config, **{name: getattr(network, name) for name in NETWORK})
+        other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
+        if other:
+            raise ValueError(f"the weights in {config.init} have a {', '.join(other)} of their own; leave it out")
     run = Run(config, folder, network)
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.json")
@@ -263,13 +264,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="reference", help="where the other flags start from")
     parser.add_argument("--name", default="", help="the run is runs/NAME (default: the preset's name)")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
-    parser.add_argument("--init", metavar="FOLDER_OR_REPO", help="start from these weights")
     add_options(parser)
     options = vars(parser.parse_args(argv))
-    preset, name, resume, init = (options.pop(key) for key in ("preset", "name", "resume", "init"))
+    preset, name, resume = (options.pop(key) for key in ("preset", "name", "resume"))
     with sentence_on_error(parser):
         folder = Path(resume) if resume else Path("runs") / (name or preset)
-        run = start(options, folder, preset, bool(resume), init)
+        run = start(options, folder, preset, bool(resume))
         print(f"{folder}: {run.total:,} steps of {run.config.batch} on {run.device}, {run.config.data}, from step {run.step}")
 
         def stop(number, frame):

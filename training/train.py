@@ -127,7 +127,8 @@ class Run:
                 saved_at = now
         bar.close()
         self.save()
-        self.preview()
+        if self.stopped_by is None:
+            self.preview()
 
     def update(self, loss: torch.Tensor, norm: torch.Tensor, rate: float) -> None:
         """One optimizer step; a gradient that is not finite is skipped on the device, without the host looking."""

@@ -1,12 +1,11 @@
 """The page: controls in, pictures out. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
 
 import argparse
-import base64
-import io
 import os
 import random
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -23,15 +22,14 @@ except ImportError:
 import gradio as gr
 import torch
 
-from model import check, generate, images, weights
+from model import check, generate, show, weights
 from model.command import sentence_on_error
 from model.device import pick
 from model.film import compare, shoot
 from model.images import CLASSES
 
 START = {"digit": "7", "seed": 42, "steps": 20, "guidance": 1.0}  # what the page opens with
-MAX_SHEET, MAX_NUMBER = 400, 16  # digits on a sheet, digits of a number
-FRAMES = 9  # pictures in a row of the film strip
+MAX_SHEET = 400  # digits
 ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
 
 CSS = """
@@ -63,63 +61,17 @@ footer .divider { display: none; }
 FONT = ("system-ui", "sans-serif")
 THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
 
-COPY_LINK = """(digit, seed, steps, guidance) => {
+FOLLOW = """(digit, seed, steps, guidance) => {
     const link = new URL(location.href);
     link.search = new URLSearchParams({digit, seed, steps, guidance});
     history.replaceState(null, "", link);
-    navigator.clipboard ? navigator.clipboard.writeText(link.href) : prompt("The link to this digit:", link.href);
 }"""
+COPY_LINK = (
+    """() => navigator.clipboard ? navigator.clipboard.writeText(location.href) : prompt("The link to this digit:", location.href)"""
+)
 
 
-# ---- words and pictures
-
-
-def picture(data: bytes, text: str) -> str:
-    """A PNG file as an image of crisp pixels, with the text that says what it shows."""
-    return f'<img class="pixels" alt="{text}" src="{uri(data)}">'
-
-
-def uri(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def named(digit: str) -> str:
-    return digit if digit in "0123456789" else f"{digit} image"
-
-
-def digit_html(film, digit: str, seed: int) -> str:
-    """The digit, drawing itself once in half a second, unless the visitor wants no motion; and both as files."""
-    text = f"A {named(digit)}, drawn in {len(film.times) - 1} steps from the noise of seed {seed}"
-    few = film.noisy[film.frames(16)]
-    moving = picture(images.animation(few, 500), text)
-    still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digit))}">'
-    name = f"{digit}-seed{seed}"
-    return (
-        f'<div class="digit"><picture>{still}{moving}</picture><p>'
-        f'<a download="{name}.png" href="{uri(images.png(film.digit, 16))}">Save picture</a>'
-        f'<a download="{name}-film.png" href="{uri(images.animation(few, 1500, 8))}">Save animation</a></p></div>'
-    )
-
-
-def film_html(film, with_velocity: bool) -> str:
-    """The way from noise to the digit in rows: x_t, the image predicted in it, and the velocity on demand."""
-    chosen = film.frames(FRAMES)
-    rows = [("x<sub>t</sub>: from noise (t = 1) to the digit (t = 0)", "x", film.noisy, chosen)]
-    rows.append(("x<sub>t</sub> − t·v: the image predicted at that moment", "prediction", film.predicted, chosen))
-    if with_velocity:
-        rows.append(("v: the velocity, grey where nothing changes", "velocity", film.velocity, chosen[:-1]))
-    parts = ""
-    for title, short, row, indices in rows:
-        figures = ""
-        for i in indices:
-            t = f"{film.times[i]:.2f}"
-            figures += f"<figure>{picture(images.png(row[i]), f'{short} at t = {t}')}<figcaption>{t}</figcaption></figure>"
-        parts += f'<h4>{title}</h4><div class="strip">{figures}</div>'
-    return f'<div class="film">{parts}</div>'
-
-
-def link(digit, seed, steps, guidance) -> str:
-    return f"?digit={digit}&seed={seed}&steps={steps}&guidance={guidance:g}"
+# ---- what a link asks for
 
 
 def from_link(query: dict) -> dict:
@@ -135,38 +87,6 @@ def from_link(query: dict) -> dict:
         if asked == asked:  # not NaN
             values[name] = min(max(asked, low), high)
     return values
-
-
-def steps_html(columns: list, rows: tuple) -> str:
-    """A row for each class, a column for each number of steps drawn so far, the milliseconds at its foot."""
-    cells = ""
-    for count, pixels, milliseconds in columns:
-        pictures = "".join(picture(images.png(image), f"{named(row)} in {count} steps") for row, image in zip(rows, pixels, strict=True))
-        cells += f"<div><b>{count}</b>{pictures}<span>{milliseconds:.0f} ms</span></div>"
-    return f'<div class="steps">{cells}</div>'
-
-
-def sheet_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int, seed: int, steps: int, guidance: float) -> str:
-    """A grid in which each digit is a link that opens it in the Draw tab, and the whole as a picture and as a data set."""
-    cells = ""
-    for i, image in enumerate(pixels):
-        name = CLASSES[labels[i]]
-        cells += f'<a href="{link(name, seed + i, steps, guidance)}">{picture(images.png(image), named(name))}</a>'
-    sheet, data_set = io.BytesIO(), io.BytesIO()
-    generate.save(sheet, "png", pixels, labels, columns)
-    generate.save(data_set, "npz", pixels, labels[: len(pixels)], columns)
-    return (
-        f'<div class="sheet"><div class="cells" style="grid-template-columns: repeat({columns}, 1fr)">{cells}</div><p>'
-        f'<a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a>'
-        f'<a download="digits.npz" href="{uri(data_set.getvalue(), "application/zip")}">Save data set (.npz)</a></p></div>'
-    )
-
-
-def number_labels(number: str) -> torch.Tensor:
-    """The labels of a typed number; raises ValueError for what is no number of at most 16 digits."""
-    if not (number.isascii() and number.isdigit() and len(number) <= MAX_NUMBER):
-        raise ValueError(f"a number has 1 to {MAX_NUMBER} digits and nothing else, not {check.shown(number)}")
-    return torch.tensor([int(character) for character in number])
 
 
 def new_seed() -> int:
@@ -200,6 +120,9 @@ class Studio:
         seed, _, guidance = generate.settings(seed, 1, guidance)
         yield from compare(self.network, torch.tensor(labels), seed, guidance)
 
+    def labels(self, classes, count):
+        return generate.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET))
+
     def many(self, labels, seed, steps, guidance):
         yield from generate.draw(self.network, labels, *generate.settings(seed, steps, guidance))
 
@@ -218,7 +141,7 @@ class Studio:
     def sheet_api(self, classes: str = "0-9", count: int = 100, seed: int = 42, steps: int = 20, guidance: float = 1.0) -> dict[str, list]:
         """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of seed + i."""
         with sentences():
-            labels = generate.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET))
+            labels = self.labels(classes, count)
             return {"images": torch.cat(list(self.many(labels, seed, steps, guidance))).tolist(), "labels": labels.tolist()}
 
     # ---- the tabs
@@ -230,7 +153,7 @@ class Studio:
         except ValueError as error:
             return gr.skip(), gr.skip(), f"{error}."
         status = f"{self.about} · {steps} step{'s'[: steps > 1]} in {film.milliseconds:.0f} ms{self.notice}"
-        return digit_html(film, digit, seed), film_html(film, with_velocity), status
+        return show.digit_html(film, digit, seed), show.film_html(film, with_velocity), status
 
     def steps_tab(self, digit, seed, guidance):
         """The columns of ever more steps, each shown when it is drawn."""
@@ -238,13 +161,13 @@ class Studio:
             columns = []
             for column in self.compare(digit, seed, guidance):
                 columns.append(column)
-                yield steps_html(columns, CLASSES[:10] if digit == "all" else (digit,))
+                yield show.steps_html(columns, CLASSES[:10] if digit == "all" else (digit,))
         except ValueError as error:
             yield f"<p>{error}.</p>"
 
     def sheet_tab(self, classes, number, count, seed, steps, guidance, progress=gr.Progress()):  # noqa: B008
         try:
-            labels = number_labels(number) if number else generate.parse_labels(",".join(classes), count)
+            labels = generate.parse_number(number) if number else self.labels(",".join(classes), count)
             columns = len(labels) if number else generate.columns(len(labels))
             done = []
             progress(0, "Drawing")
@@ -252,7 +175,7 @@ class Studio:
                 done.append(chunk)
                 drawn = torch.cat(done)
                 progress((len(drawn), len(labels)), unit="digits")
-                yield sheet_html(drawn, labels, columns, seed, steps, guidance)
+                yield show.sheet_html(drawn, labels, columns, seed, steps, guidance)
         except ValueError as error:
             yield f"<p>{error}.</p>"
 
@@ -299,18 +222,19 @@ def build(studio: Studio) -> gr.Blocks:
                     velocity = gr.Checkbox(False, label="Show the velocity", container=False)
             film_out = gr.HTML(first[1], padding=False)
         controls = [digit, seed, steps, guidance]
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
         drawing = {
             "fn": studio.draw_tab,
             "inputs": [*controls, velocity],
             "outputs": [digit_out, film_out, status],
-            "api_visibility": "private",
-            "show_progress": "hidden",
+            **quiet,
             **ONE_AT_A_TIME,
         }
-        gr.on([item.input for item in (*controls, velocity)], trigger_mode="always_last", **drawing)
-        dice.click(new_seed, None, seed, api_visibility="private", show_progress="hidden").then(**drawing)
-        page.load(open_link, None, controls, api_visibility="private").then(**drawing)
-        copy.click(None, controls, None, js=COPY_LINK, api_visibility="private")
+        follow = {"fn": None, "inputs": controls, "js": FOLLOW, "api_visibility": "private"}
+        gr.on([item.input for item in (*controls, velocity)], trigger_mode="always_last", **drawing).then(**follow)
+        dice.click(new_seed, None, seed, **quiet).then(**drawing).then(**follow)
+        page.load(open_link, None, controls, **quiet).then(**drawing)
+        copy.click(**follow).then(None, js=COPY_LINK, api_visibility="private")
 
         with gr.Tab("Steps") as steps_page:
             gr.Markdown("How many steps are enough? The same noise at 1 to 32 steps.")
@@ -331,7 +255,9 @@ def build(studio: Studio) -> gr.Blocks:
 
         with gr.Tab("Sheet"):
             with gr.Row():
-                number = gr.Textbox(label="Write a number", info=f"up to {MAX_NUMBER} digits, or leave it empty", max_length=MAX_NUMBER)
+                number = gr.Textbox(
+                    label="Write a number", info=f"up to {generate.MAX_NUMBER} digits, or leave it empty", max_length=generate.MAX_NUMBER
+                )
                 count = gr.Slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
             classes = gr.CheckboxGroup(CLASSES, value=list(CLASSES[:10]), label="Classes")
             with gr.Row():
@@ -367,7 +293,15 @@ def main(argv: list[str] | None = None) -> int:
     with sentence_on_error(parser):
         load = weights.load if options.strict_weights else weights.load_or_bundled
         page = build(Studio(load(options.weights, pick(options.device))))
-        page.launch(server_port=options.port, css=CSS, theme=THEME, ssr_mode=False, max_file_size="1mb", footer_links=["api"])
+        page.launch(
+            server_port=options.port,
+            css=CSS,
+            theme=THEME,
+            ssr_mode=False,
+            max_file_size="1mb",
+            footer_links=["api"],
+            mcp_server=find_spec("mcp") is not None,  # the endpoints as tools, for whoever installs gradio[mcp]
+        )
     return 0
 
 

@@ -17,6 +17,7 @@ from model.dit import DiT
 from model.files import replacing
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 50, 5.0, 2**31 - 1
+MAX_NUMBER = 16  # digits of a number that is written out
 MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # labels of the training set
 CHUNK = 100  # digits at once: more are no faster on a CPU, and the memory stays small
 
@@ -48,6 +49,13 @@ def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
             raise ValueError(f"labels {check.shown(part)} run backwards")
         chosen += range(low, high + 1)
     return torch.tensor(chosen).repeat(-(-count // len(chosen)))[:count]
+
+
+def parse_number(text: str) -> torch.Tensor:
+    """The labels of a number, digit by digit; ValueError for what is no number of at most 16 digits."""
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER):
+        raise ValueError(f"a number has 1 to {MAX_NUMBER} digits and nothing else, not {check.shown(text)}")
+    return torch.tensor([int(character) for character in text])
 
 
 def settings(seed, steps, guidance) -> tuple[int, int, float]:

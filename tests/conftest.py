@@ -1,11 +1,5 @@
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +8,8 @@ from playwright.sync_api import sync_playwright
 
 from model import weights
 from model.dit import DiT
+from tests.server import ROOT, serve
 
-ROOT = Path(__file__).parent.parent
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
 os.environ.pop("WEIGHTS", None)
 
@@ -72,35 +66,5 @@ def chromium():
 @pytest.fixture(scope="session")
 def page_url(tmp_path_factory):
     """The page in a process of its own, with the bundled weights: its address."""
-    with serve(tmp_path_factory.mktemp("server")) as url:
+    with serve(tmp_path_factory.mktemp("server") / "log") as (url, _):
         yield url
-
-
-@contextmanager
-def serve(folder: Path, *arguments: str):
-    """`python app.py` on a free port, ended with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / "server.log"
-    with open(log, "w") as output:
-        command = [sys.executable, "app.py", "--port", str(port), *arguments]
-        server = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 120
-            while not answers(url):
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False

@@ -22,16 +22,6 @@ PLANTED = (".env", "token", "data/raw.gz", "runs/a/checkpoint.pt", "tests/test_a
 PLANTED += ("model/__pycache__/a.pyc", "weights/.env", "weights/token.json", "weights/.token.png", "weights/old/model.safetensors")
 
 
-def wait_until(ready, seconds: float, what: str):
-    """The first true value of `ready()`; AssertionError when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := ready():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"{what} within {seconds:g} s")
-
-
 def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
     """The variables of a process that talks to `endpoint` alone, with a cache of its own and a token that is valid nowhere else."""
     ours = re.compile("HF_|WEIGHTS$|PYTHONPATH$|.*PROXY$", re.IGNORECASE)
@@ -125,24 +115,13 @@ def page(folder: Path, *arguments: str, **variables: str):
     """The page, started in `folder`; yields a client of it."""
     from gradio_client import Client
 
-    command = [sys.executable, "app.py", *arguments]
-    log = folder / "log"
-    with open(log, "w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT)
-    try:
+    from tests.server import serve
 
-        def address():
-            assert process.poll() is None, log.read_text()
-            found = re.search(r"URL: +(http://[\w.:]+)", log.read_text())
-            return found and found[1].replace("0.0.0.0", "127.0.0.1")
-
-        yield Client(wait_until(address, 90, "the page is up"), verbose=False)
-    finally:
-        process.kill()
-        process.wait()
+    with serve(folder / "log", *arguments, folder=folder, variables=variables) as (url, _):
+        yield Client(url, verbose=False)
 
 
-def serve():
+def work():
     """The child's end: one job a line, one outcome a line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -166,4 +145,4 @@ def serve():
 
 
 if __name__ == "__main__":
-    serve()
+    work()

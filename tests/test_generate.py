@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from model import generate, images, weights
-from model.generate import MNIST_HISTOGRAM, draw, main, parse_labels, states
+from model.generate import MNIST_HISTOGRAM, draw, main, parse_labels, parse_number, states
 
 
 def test_labels():
@@ -29,6 +29,16 @@ def test_mnist_labels_have_the_histogram_of_the_training_set():
 def test_a_class_that_is_not_there(text):
     with pytest.raises(ValueError, match=r"class must be|backwards"):
         parse_labels(text, 10)
+
+
+def test_a_number_is_its_digits():
+    assert parse_number("20261123").tolist() == [2, 0, 2, 6, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["", "12a", "-1", "1" * 17, "٣", "1.5"])
+def test_what_is_no_number(text):
+    with pytest.raises(ValueError, match="1 to 16 digits"):
+        parse_number(text)
 
 
 def test_a_digit_of_a_sheet_is_the_digit_of_its_own_seed(small, monkeypatch):

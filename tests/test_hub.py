@@ -17,7 +17,8 @@ import torch
 
 from model import generate, weights
 from tests.hub_double import Double, Fault, Refusal
-from tests.hub_worker import ROOT, Worker, build, environment, page, save_weights, wait_until
+from tests.hub_worker import ROOT, Worker, build, environment, page, save_weights
+from tests.server import wait_until
 
 OLAH = "olah==0.5.4"
 DRAW = """

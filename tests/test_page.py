@@ -3,20 +3,26 @@
 import base64
 import io
 import json
+import random
 import re
+import sys
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
-import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from model import generate, weights
+from model import weights
 from model.film import shoot
+from tests.server import ROOT, serve
 
 
 @pytest.fixture(scope="session")
@@ -270,6 +276,60 @@ def test_no_file_of_the_machine_is_served(page_url):
             urllib.request.urlopen(f"{page_url}/gradio_api/file={file}")
 
 
+def test_the_lines_of_the_readme(page_url):
+    (lines,) = re.findall("```python\n(from gradio_client.*?)```", (ROOT / "README.md").read_text(), re.S)
+    found = {}
+    exec(lines.replace("http://127.0.0.1:7860", page_url), found)
+    assert np.array(found["rows"]).shape == (28, 28)
+    assert np.array(found["images"]["32"]).shape == (10, 28, 28)
+    assert found["sheet"]["labels"] == [3, 5, 10] * 4
+
+
+# ---- a crowd
+
+
+def ask(http, url: str, *values):
+    """One call of `/draw` over plain HTTP: ("complete" or "error", its data)."""
+    event = http.post(f"{url}/gradio_api/call/draw", json={"data": values}).json()["event_id"]
+    lines = http.get(f"{url}/gradio_api/call/draw/{event}").text.splitlines()
+    kind = [line for line in lines if line.startswith("event:")][-1].removeprefix("event: ")
+    data = [line for line in lines if line.startswith("data:")][-1].removeprefix("data: ")
+    return kind, json.loads(data)
+
+
+def test_forty_visitors_for_a_minute(tmp_path, network):
+    """Everybody gets the picture of their own seed, every bad request a sentence, and the memory stays."""
+    expected = {seed: digit(network, seed % 10, seed, 2) for seed in range(20)}
+    outcomes = []
+
+    def visit(number: int) -> None:
+        chance = random.Random(number)
+        with httpx.Client(timeout=120) as http:
+            while time.monotonic() < end:
+                if chance.random() < 0.2:
+                    kind, data = ask(http, url, "7", 1, chance.choice([0, 51, 7.5, "abc", None]), 1.0)
+                    outcomes.append(kind == "error" and "steps must be a whole number" in json.dumps(data))
+                else:
+                    seed = chance.randrange(20)
+                    kind, data = ask(http, url, str(seed % 10), seed, 2, 1.0)
+                    outcomes.append(kind == "complete" and close(data[0], expected[seed]))
+
+    def memory() -> float:
+        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())[1]) / 1024
+
+    with serve(tmp_path / "log") as (url, server):
+        with ThreadPoolExecutor(40) as crowd:
+            for length in (10, 50):  # the first seconds fill what is kept for good
+                end = time.monotonic() + length
+                list(crowd.map(visit, range(40)))
+                if length == 10:
+                    before = memory() if sys.platform == "linux" else 0
+        grown = memory() - before if sys.platform == "linux" else 0
+    assert len(outcomes) > 100
+    assert all(outcomes)
+    assert grown < 60, f"{grown:.0f} MB more after {len(outcomes)} requests"
+
+
 # ---- without a server
 
 
@@ -285,17 +345,6 @@ def test_no_file_of_the_machine_is_served(page_url):
 )
 def test_a_link_is_clamped_never_an_error(query, expected):
     assert tuple(app.from_link(query).values()) == expected
-
-
-@pytest.mark.parametrize("number", ["", "12a", "-1", "1" * 17, "٣", "1.5"])
-def test_what_is_no_number(number):
-    with pytest.raises(ValueError, match="1 to 16 digits"):
-        app.number_labels(number)
-
-
-def test_a_number_is_its_digits():
-    assert app.number_labels("2026").tolist() == [2, 0, 2, 6]
-    assert torch.equal(app.number_labels("0123456789"), generate.parse_labels("0-9", 10))
 
 
 @pytest.mark.parametrize("arguments", [["--weights", "nowhere/at/all", "--strict-weights"], ["--device", "abacus"]])

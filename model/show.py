@@ -1,0 +1,88 @@
+"""What was drawn, as HTML: crisp pixels, the text that says what each picture shows, and files to keep."""
+
+import base64
+import io
+
+import torch
+
+from model import generate, images
+from model.film import Film
+from model.images import CLASSES
+
+FRAMES = 9  # pictures in a row of the film strip
+
+
+def picture(data: bytes, text: str) -> str:
+    """A PNG file as an image of crisp pixels, with the text that says what it shows."""
+    return f'<img class="pixels" alt="{text}" src="{uri(data)}">'
+
+
+def uri(data: bytes, kind: str = "image/png") -> str:
+    """A file as an address of its own: nothing of it is ever stored on the server."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def named(digit: str) -> str:
+    """A class in a sentence: 7, black image."""
+    return digit if digit in "0123456789" else f"{digit} image"
+
+
+def digit_html(film: Film, digit: str, seed: int) -> str:
+    """The digit, drawing itself once in half a second, unless the visitor wants no motion; and both as files."""
+    text = f"A {named(digit)}, drawn in {len(film.times) - 1} steps from the noise of seed {seed}"
+    few = film.noisy[film.frames(16)]
+    moving = picture(images.animation(few, 500), text)
+    still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digit))}">'
+    name = f"{digit}-seed{seed}"
+    return (
+        f'<div class="digit"><picture>{still}{moving}</picture><p>'
+        f'<a download="{name}.png" href="{uri(images.png(film.digit, 16))}">Save picture</a>'
+        f'<a download="{name}-film.png" href="{uri(images.animation(few, 1500, 8))}">Save animation</a></p></div>'
+    )
+
+
+def film_html(film: Film, with_velocity: bool) -> str:
+    """The way from noise to the digit in rows: x_t, the image predicted in it, and the velocity on demand."""
+    chosen = film.frames(FRAMES)
+    rows = [("x<sub>t</sub>: from noise (t = 1) to the digit (t = 0)", "x", film.noisy, chosen)]
+    rows.append(("x<sub>t</sub> − t·v: the image predicted at that moment", "prediction", film.predicted, chosen))
+    if with_velocity:
+        rows.append(("v: the velocity, grey where nothing changes", "velocity", film.velocity, chosen[:-1]))
+    parts = ""
+    for title, short, row, indices in rows:
+        figures = ""
+        for i in indices:
+            t = f"{film.times[i]:.2f}"
+            figures += f"<figure>{picture(images.png(row[i]), f'{short} at t = {t}')}<figcaption>{t}</figcaption></figure>"
+        parts += f'<h4>{title}</h4><div class="strip">{figures}</div>'
+    return f'<div class="film">{parts}</div>'
+
+
+def link(digit: str, seed: int, steps: int, guidance: float) -> str:
+    """The query of the address that opens this digit."""
+    return f"?digit={digit}&seed={seed}&steps={steps}&guidance={guidance:g}"
+
+
+def steps_html(columns: list[tuple[int, torch.Tensor, float]], rows: tuple[str, ...]) -> str:
+    """A row for each class, a column for each number of steps drawn so far, the milliseconds at its foot."""
+    cells = ""
+    for count, pixels, milliseconds in columns:
+        pictures = "".join(picture(images.png(image), f"{named(row)} in {count} steps") for row, image in zip(rows, pixels, strict=True))
+        cells += f"<div><b>{count}</b>{pictures}<span>{milliseconds:.0f} ms</span></div>"
+    return f'<div class="steps">{cells}</div>'
+
+
+def sheet_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int, seed: int, steps: int, guidance: float) -> str:
+    """A grid in which each digit is a link that opens it in the Draw tab, and the whole as a picture and as a data set."""
+    cells = ""
+    for i, image in enumerate(pixels):
+        name = CLASSES[labels[i]]
+        cells += f'<a href="{link(name, seed + i, steps, guidance)}">{picture(images.png(image), named(name))}</a>'
+    sheet, data_set = io.BytesIO(), io.BytesIO()
+    generate.save(sheet, "png", pixels, labels, columns)
+    generate.save(data_set, "npz", pixels, labels[: len(pixels)], columns)
+    return (
+        f'<div class="sheet"><div class="cells" style="grid-template-columns: repeat({columns}, 1fr)">{cells}</div><p>'
+        f'<a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a>'
+        f'<a download="digits.npz" href="{uri(data_set.getvalue(), "application/zip")}">Save data set (.npz)</a></p></div>'
+    )

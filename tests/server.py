@@ -1,0 +1,39 @@
+"""The page in a process of its own, as `python app.py` starts it."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def wait_until(ready, seconds: float, what: str):
+    """The first true value of `ready()`; AssertionError when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := ready():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"{what} within {seconds:g} s")
+
+
+@contextmanager
+def serve(log: Path, *arguments: str, folder: Path = ROOT, variables: dict | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Start the page of `folder` on the first free port: its address and its process, which ends with the block."""
+    with open(log, "w") as out:
+        process = subprocess.Popen([sys.executable, "app.py", *arguments], cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT)
+    try:
+
+        def address():
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"URL: +(http://[\w.:]+)", log.read_text())
+            return found and found[1].replace("0.0.0.0", "127.0.0.1")
+
+        yield wait_until(address, 120, "the page is up"), process
+    finally:
+        process.kill()
+        process.wait()

@@ -28,7 +28,7 @@ from model.device import pick
 from model.film import compare, shoot
 from model.images import CLASSES
 
-START = {"digit": "7", "seed": 42, "steps": 20, "guidance": 1.0}  # what the page opens with
+START = {"digit": "7", "seed": 42, "steps": 20}  # what the page opens with; the guidance is the weights' own
 MAX_SHEET = 400  # digits
 ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
 
@@ -74,9 +74,9 @@ COPY_LINK = (
 # ---- what a link asks for
 
 
-def from_link(query: dict) -> dict:
+def from_link(query: dict, start: dict) -> dict:
     """The controls that a link asks for: each value clamped into its range, and the start's where it makes no sense."""
-    values = dict(START)
+    values = dict(start)
     if query.get("digit") in CLASSES:
         values["digit"] = query["digit"]
     for name, kind, low, high in (("seed", int, 0, generate.MAX_SEED), ("steps", int, 1, 50), ("guidance", float, 0, 5)):
@@ -93,11 +93,6 @@ def new_seed() -> int:
     return random.randint(0, 9999)  # short enough to tell a friend
 
 
-def open_link(request: gr.Request) -> list:
-    """The controls of a page opened with `?digit=7&seed=42&steps=8&guidance=1.5`."""
-    return list(from_link(dict(request.query_params)).values())
-
-
 class Studio:
     """What the tabs and the API call: small checked functions of plain values over `model/`."""
 
@@ -107,6 +102,7 @@ class Studio:
         device = next(self.network.parameters()).device.type
         source, at, commit = loaded.source.partition("@")
         self.about = f"{count / 1e6:.2f} M parameters · weights: {source}{at}{commit[:12]} · {device}"
+        self.start = {**START, "guidance": loaded.network.default_guidance}
         self.notice = f"\n\n{loaded.notice}" if loaded.notice else ""
         self.shoot, self.compare, self.many = on_gpu(self.shoot), on_gpu(self.compare), on_gpu(self.many)
 
@@ -145,6 +141,10 @@ class Studio:
             return {"images": torch.cat(list(self.many(labels, seed, steps, guidance))).tolist(), "labels": labels.tolist()}
 
     # ---- the tabs
+
+    def open_link(self, request: gr.Request) -> list:
+        """The controls of a page opened with `?digit=7&seed=42&steps=8&guidance=1.5`."""
+        return list(from_link(dict(request.query_params), self.start).values())
 
     def draw_tab(self, digit, seed, steps, guidance, with_velocity):
         """The digit, its film, and the status line; a bad value is a sentence there, and the pictures stay."""
@@ -194,9 +194,10 @@ def sentences():
 
 def build(studio: Studio) -> gr.Blocks:
     """The three tabs and the typed endpoints."""
-    first = studio.draw_tab(*START.values(), False)
-    guidance_range = {"minimum": 0, "maximum": generate.MAX_GUIDANCE, "value": START["guidance"], "step": 0.1, "label": "Guidance"}
-    steps_range = {"minimum": 1, "maximum": generate.MAX_STEPS, "value": START["steps"], "step": 1, "label": "Steps"}
+    start = studio.start
+    first = studio.draw_tab(*start.values(), False)
+    guidance_range = {"minimum": 0, "maximum": generate.MAX_GUIDANCE, "value": start["guidance"], "step": 0.1, "label": "Guidance"}
+    steps_range = {"minimum": 1, "maximum": generate.MAX_STEPS, "value": start["steps"], "step": 1, "label": "Steps"}
     with gr.Blocks(title="Digits from noise") as page:
         gr.Markdown("# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step.")
         with gr.Tab("Draw"):
@@ -205,17 +206,13 @@ def build(studio: Studio) -> gr.Blocks:
                     digit_out = gr.HTML(first[0], padding=False)
                     status = gr.Markdown(first[2], elem_id="status")
                 with gr.Column(min_width=300):
-                    digit = gr.Radio(CLASSES, value=START["digit"], label="Class", elem_classes="classes")
+                    digit = gr.Radio(CLASSES, value=start["digit"], label="Class", elem_classes="classes")
                     steps = gr.Slider(**steps_range, info="how many steps from noise to digit")
                     guidance = gr.Slider(
-                        0,
-                        generate.MAX_GUIDANCE,
-                        START["guidance"],
-                        step=0.1,
-                        label="Guidance",
+                        **guidance_range,
                         info="1 follows the class, more exaggerates it",
                     )
-                    seed = gr.Number(START["seed"], label="Seed", info="names the noise", precision=0)
+                    seed = gr.Number(start["seed"], label="Seed", info="names the noise", precision=0)
                     with gr.Row():
                         dice = gr.Button("⚄ Another seed", size="md", min_width=120)
                         copy = gr.Button("Copy link", size="md", min_width=120)
@@ -233,14 +230,14 @@ def build(studio: Studio) -> gr.Blocks:
         follow = {"fn": None, "inputs": controls, "js": FOLLOW, "api_visibility": "private"}
         gr.on([item.input for item in (*controls, velocity)], trigger_mode="always_last", **drawing).then(**follow)
         dice.click(new_seed, None, seed, **quiet).then(**drawing).then(**follow)
-        page.load(open_link, None, controls, **quiet).then(**drawing)
+        page.load(studio.open_link, None, controls, **quiet).then(**drawing)
         copy.click(**follow).then(None, js=COPY_LINK, api_visibility="private")
 
         with gr.Tab("Steps") as steps_page:
             gr.Markdown("How many steps are enough? The same noise at 1 to 32 steps.")
             which = gr.Radio(["all", *CLASSES[:10]], value="all", label="Class", elem_classes="classes")
             with gr.Row():
-                steps_seed = gr.Number(START["seed"], label="Seed", precision=0)
+                steps_seed = gr.Number(start["seed"], label="Seed", precision=0)
                 steps_guidance = gr.Slider(**guidance_range)
             steps_out = gr.HTML(padding=False)
         gr.on(
@@ -261,7 +258,7 @@ def build(studio: Studio) -> gr.Blocks:
                 count = gr.Slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
             classes = gr.CheckboxGroup(CLASSES, value=list(CLASSES[:10]), label="Classes")
             with gr.Row():
-                sheet_seed = gr.Number(START["seed"], label="Seed of the first", precision=0)
+                sheet_seed = gr.Number(start["seed"], label="Seed of the first", precision=0)
                 sheet_steps = gr.Slider(**steps_range)
                 sheet_guidance = gr.Slider(**guidance_range)
             with gr.Row():

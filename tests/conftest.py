@@ -1,14 +1,12 @@
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
 
 from model import weights
 from model.dit import DiT
-from tests.server import ROOT, serve
+from tests.server import ROOT, browser, chromium_path, serve
 
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
 os.environ.pop("WEIGHTS", None)
@@ -53,14 +51,10 @@ def mnist_root() -> str:
 @pytest.fixture(scope="session")
 def chromium():
     """A headless Chromium of the system."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
+    if chromium_path() is None:
         missing("no Chromium on this machine", "REQUIRE_BROWSER")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=[*flags, "--disable-component-update"])
-        yield browser
-        browser.close()
+    with browser() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="session")

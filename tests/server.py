@@ -1,12 +1,15 @@
-"""The page in a process of its own, as `python app.py` starts it."""
+"""The page in a process of its own, as `python app.py` starts it, and a browser to look at it."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,3 +40,18 @@ def serve(log: Path, *arguments: str, folder: Path = ROOT, variables: dict | Non
     finally:
         process.kill()
         process.wait()
+
+
+def chromium_path() -> str | None:
+    """The Chromium of the system."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@contextmanager
+def browser():
+    """That Chromium without a window, which asks nobody on the network for anything."""
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=chromium_path(), args=[*flags, "--disable-component-update"])
+        yield chromium
+        chromium.close()

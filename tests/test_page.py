@@ -344,7 +344,7 @@ def test_forty_visitors_for_a_minute(tmp_path, network):
     ],
 )
 def test_a_link_is_clamped_never_an_error(query, expected):
-    assert tuple(app.from_link(query).values()) == expected
+    assert tuple(app.from_link(query, {**app.START, "guidance": 1.0}).values()) == expected
 
 
 @pytest.mark.parametrize("arguments", [["--weights", "nowhere/at/all", "--strict-weights"], ["--device", "abacus"]])

@@ -98,7 +98,7 @@ RESUMABLE = {"epochs", "decay_share", "device", "compile", "log_every", "preview
 SHORT_RUN = {"batch": 128, "lr": 1e-3, "beta2": 0.99, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {
     "reference": {},
-    "cpu": {**SHORT_RUN, "epochs": 10.0, "preview_every": 0.5},
+    "cpu": {**SHORT_RUN, "epochs": 8.0, "preview_every": 0.5},
     "quick": {**SHORT_RUN, "epochs": 1.5, "warmup_steps": 100, "preview_every": 0.25},
 }
 

@@ -1,0 +1,88 @@
+"""The pictures of an evaluation: a sheet of samples, nearest neighbours, and the sweeps as plots."""
+
+from pathlib import Path
+
+import torch
+
+from model import images
+from model.files import replacing
+
+INK, PALE, BLUE = "#222222", "#8a8a8a", "#1f5fbf"
+PANELS = (  # figure, title, the better end, whether it is a share
+    ("fd_ratio", "Fréchet distance ÷ floor", "lower is better", False),
+    ("coverage", "coverage", "higher is better", True),
+    ("accuracy", "class accuracy", "higher is better", True),
+)
+TICKS = {"steps": (1, 2, 4, 8, 16, 32, 50), "guidance": (0, 1, 2, 3, 4)}
+
+
+def samples(path: Path, pixels: torch.Tensor, labels: torch.Tensor, rows: int = 10) -> None:
+    """The first `rows` digits of every class, unchosen: a column a class, 0 to 9."""
+    columns = []
+    for label in range(10):
+        found = pixels[labels == label][:rows]
+        columns.append(torch.cat([found, found.new_zeros(rows - len(found), *found.shape[1:])]))
+    with replacing(path) as new:
+        images.sheet(torch.stack(columns, 1).flatten(0, 1), columns=10, scale=3).save(new)
+
+
+def neighbours(path: Path, pixels: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, nearest: torch.Tensor) -> None:
+    """The drawn digits nearest to the training set, two of every class, each above its nearest training image and their distance."""
+    import matplotlib.pyplot as plt  # only whoever measures needs matplotlib
+
+    figure, grid = plt.subplots(2, 10, figsize=(10, 5), dpi=150, layout="constrained")
+    for label in range(10):
+        (of_class,) = (labels == label).nonzero(as_tuple=True)
+        for axis, i in zip(grid[:, label], of_class[distance[of_class].argsort()].tolist(), strict=False):
+            gap = pixels.new_full((1, images.SIZE), 128)
+            axis.imshow(torch.cat([pixels[i], gap, nearest[i]]).numpy(), cmap="gray", vmin=0, vmax=255)
+            axis.set_title(f"{distance[i]:.2f}", fontsize=9, color=INK)
+    for axis in grid.flat:
+        axis.axis("off")
+    title = "The two drawn digits of each class nearest to the training set, each above its nearest training image, and their distance"
+    figure.suptitle(title, fontsize=10, color=INK)
+    write(figure, path)
+
+
+def sweep(path: Path, over: str, rows: list[dict]) -> None:
+    """Distance, coverage and accuracy over `steps` or `guidance`, with the real test digits as a dashed line."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter
+    from matplotlib.transforms import offset_copy
+
+    points, settings = [row["settings"][over] for row in rows], rows[0]["settings"]
+    fixed = f"guidance {settings['guidance']:g}" if over == "steps" else f"{settings['steps']} steps"
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.8), dpi=150, layout="constrained")
+    for axis, (name, title, better, share) in zip(axes, PANELS, strict=True):
+        real = rows[0]["real"][name]
+        axis.axhline(real, color=PALE, linestyle=(0, (5, 4)), linewidth=1.2)
+        above = offset_copy(axis.get_yaxis_transform(), figure, y=4, units="points")
+        axis.text(0.02, real, "real digits", transform=above, fontsize=9, color=PALE)
+        axis.plot(points, [row["drawn"][name] for row in rows], color=BLUE, linewidth=2, marker="o", markersize=5, clip_on=False)
+        axis.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
+        axis.set_title(better, loc="right", fontsize=9, color=PALE)
+        axis.set_xlabel(f"{over}  ({fixed}, {settings['count']:,} digits a point)", fontsize=10, color=INK)
+        if over == "steps":
+            axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(FixedLocator(TICKS[over]))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
+        if share:
+            axis.set_ylim(top=1 + 0.06 * (1 - axis.get_ylim()[0]))
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        else:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_formatter("{x:g}")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(colors=INK, labelsize=9)
+    write(figure, path)
+
+
+def write(figure, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    with replacing(path) as new:
+        figure.savefig(new, facecolor="white")
+    plt.close(figure)

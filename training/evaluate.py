@@ -67,13 +67,13 @@ class Ruler:
         floor = real["fd_train"]
         return {"fd_ratio": drawn["fd_train"] / floor, **drawn}, {"fd_ratio": 1.0, **real}, found
 
-    def cas(self, pixels: torch.Tensor, labels: torch.Tensor, steps: int = CAS_STEPS) -> tuple[dict, dict]:
+    def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
         """Classification accuracy score (Ravuri & Vinyals, arXiv 1905.10887): the accuracy on the real test set of a classifier
         that saw only these digits `[N, 28, 28]`, and of one that saw as many real training digits."""
         sets = ((pixels, labels), (self.train[: len(pixels)], self.train_labels[: len(pixels)]))
         scores = []
         for taught in sets:
-            classifier = extractor.fit(*taught, steps, move=False, device=self.device)
+            classifier = extractor.fit(*taught, CAS_STEPS, move=False, device=self.device)
             scores.append({"cas": extractor.accuracy(extractor.look(classifier, self.test)[1], self.test_labels)})
         return scores[0], scores[1]
 

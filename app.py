@@ -48,7 +48,7 @@ CSS = """
 .steps { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; max-width: 640px; margin: 0 auto; }
 .steps div { display: grid; gap: 6px; text-align: center; font-size: 13px; }
 .cells { display: grid; gap: 3px; margin: 0 auto; }
-.cells a { display: block; }
+.cells a { display: block; padding: 0 !important; }
 .classes label { min-width: 44px; justify-content: center; }
 .classes label:has(:checked) { background: var(--color-accent) !important; color: white !important; }
 .classes label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }

@@ -28,7 +28,11 @@ FIGURES = (
 )
 PICTURES = (
     ("samples.png", "Samples", "Unchosen samples, a column a class."),
-    ("neighbours.png", "Nearest neighbours", "The samples nearest to the training set, each above its nearest training image."),
+    (
+        "neighbours.png",
+        "Nearest neighbours",
+        "The two samples of each class nearest to the training set, each above its nearest training image.",
+    ),
     ("steps.png", "Steps", "The figures over the steps of the sampler."),
     ("guidance.png", "Guidance", "The figures over the guidance scale."),
 )
@@ -76,7 +80,7 @@ def data_of(metrics: dict, repo: str) -> ModelCardData:
                     )
                 )
     return ModelCardData(
-        model_name=repo.split("/")[-1],
+        model_name=repo.split("/")[-1] or "digits",
         library_name="pytorch",
         license="mit",
         pipeline_tag="unconditional-image-generation",

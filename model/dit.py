@@ -6,6 +6,7 @@ each stream has weights of its own, and they meet in joint attention. Time modul
 """
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +20,21 @@ from model.images import CLASSES, SIZE
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Normalised tokens `[B, S, D]`, scaled and shifted by the time `[B or 1, 1, D]`."""
+    if len(scale) == 1:  # one time for all: the norm can do it on its way through memory
+        return F.layer_norm(x, x.shape[-1:], 1 + scale.flatten(), shift.flatten(), eps=1e-6)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the channel pairs of `[B, S, H, d]` by the angles `[S, 1, d/2]` of each token.
+    """Turn the channel pairs of `[B, S, H, d]` by the angles of each token, with the table of `rotary_table`.
 
     The partner of channel i is channel i + d/2: the rotation of neighbouring pairs with the channels renamed, without strided access.
     """
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor:
-    """Cosine and sine of each token's angles, `[2, side², 1, head_dim/2]`, tokens row by row.
+    """Cosine and sine of each token's angles, `[2, side², 1, head_dim]`, tokens row by row, for both channels of each pair.
 
     The first half of the angles grows with the token's row, the second with its column (2-D rotary positions,
     Su et al., arXiv 2104.09864, one axis for each half as in FLUX); frequency k of an axis is theta^(−4k / head_dim).
@@ -40,7 +42,15 @@ def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor
     frequencies = theta ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))  # [d/4]
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = torch.cat([axis.reshape(-1, 1, 1) * frequencies for axis in (row, column)], -1)  # [side², 1, d/2]
-    return torch.stack([angles.cos(), angles.sin()])
+    return torch.stack([torch.cat([angles.cos(), angles.cos()], -1), torch.cat([-angles.sin(), angles.sin()], -1)])
+
+
+def linear(layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+    """`layer(x)`, and GELU of it if asked."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and x.is_cpu and x.dtype == torch.bfloat16:
+        # One product of oneDNN does it all, the one that Inductor uses; ATen would copy the bias into the result beforehand.
+        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
+    return F.gelu(layer(x)) if gelu else layer(x)
 
 
 class TimeEmbedder(nn.Module):
@@ -73,23 +83,22 @@ class Stream(nn.Module):
         self.qk_scale = nn.Parameter(torch.ones(heads + 1, head_dim))
         if heads:
             self.out = nn.Linear(width, width)
-            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def project(self, x: torch.Tensor, rotary: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Modulated tokens `[B, S, D]` → q `[B, S·H, d]`, k and v `[B, S, d]`; q and k normalised, then turned.
-
-        With one key head for all query heads, the heads fold into the sequence.
-        """
-        qk, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split([self.heads + 1, 1], -2)
-        qk = F.rms_norm(qk, (self.head_dim,), eps=1e-6) * self.qk_scale  # [B, S, H + 1, d]
+        """Modulated tokens `[B, S, D]` → q `[B, S, H, d]`, k and v `[B, S, 1, d]`; q and k normalised, then turned."""
+        qk, v = linear(self.qkv, x).unflatten(-1, (-1, self.head_dim)).split([self.heads + 1, 1], -2)
+        qk = F.normalize(qk, dim=-1) * (self.qk_scale * self.head_dim**0.5)  # an RMS norm, in fewer passes
         if rotary is not None:
             qk = rotate(qk, *rotary)
-        return qk[..., :-1, :].flatten(1, 2), qk[..., -1, :], v.squeeze(-2)
+        return qk[..., :-1, :], qk[..., -1:, :], v
 
     def merge(self, x: torch.Tensor, attended: torch.Tensor, gate, shift, scale, mlp_gate) -> torch.Tensor:
         """Add what attention found `[B, S·H, d]`, and what the MLP makes of it, to the tokens `[B, S, D]`."""
-        x = torch.addcmul(x, gate, self.out(rearrange(attended, "b (s h) d -> b s (h d)", h=self.heads)))
-        return torch.addcmul(x, mlp_gate, self.mlp(modulate(x, shift, scale)))
+        attended = rearrange(attended, "b (s h) d -> b s (h d)", h=self.heads).contiguous()
+        x = torch.addcmul(x, gate, linear(self.out, attended))
+        hidden = linear(self.mlp[0], modulate(x, shift, scale), gelu=True)
+        return torch.addcmul(x, mlp_gate, linear(self.mlp[2], hidden))
 
 
 class Block(nn.Module):
@@ -102,13 +111,13 @@ class Block(nn.Module):
 
     def forward(self, image, label, image_time, label_time, rotary):
         """Tokens `[B, S, D]` and `[B, 1, D]` with what the time does to each, a list of `[B or 1, 1, D]` → both, updated."""
-        streams = (
-            self.label.project(modulate(label, *label_time[:2])),
-            self.image.project(modulate(image, *image_time[:2]), rotary),
-        )
-        q, k, v = (torch.cat(pair, 1).unsqueeze(1) for pair in zip(*streams, strict=True))  # [B, 1, ·, d]
-        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        to_label, to_image = attended.split([self.label.heads, attended.shape[1] - self.label.heads], 1)
+        label_q, *label_kv = self.label.project(modulate(label, *label_time[:2]))
+        image_q, *image_kv = self.image.project(modulate(image, *image_time[:2]), rotary)
+        k, v = (torch.cat(pair, 1).transpose(1, 2) for pair in zip(label_kv, image_kv, strict=True))  # [B, 1, S + 1, d]
+        q = torch.cat([label_q, image_q], 1) if self.label.heads else image_q
+        # With one key head for all query heads, the heads fold into the sequence.
+        attended = F.scaled_dot_product_attention(q.flatten(1, 2).unsqueeze(1), k, v).squeeze(1)  # [B, (S + 1)·H, d]
+        to_label, to_image = attended.split([self.label.heads, image.shape[1] * self.image.heads], 1)
         if self.label.heads:
             label = self.label.merge(label, to_label, *label_time[2:])
         return self.image.merge(image, to_image, *image_time[2:]), label
@@ -166,12 +175,25 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
 
         The inside has the type of the weights, what comes out that of `x`.
         """
+        return self.velocity(x, self.modulations(t), labels)
+
+    def along(self, times: Iterable[float]) -> Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]:
+        """The network `(x, t, labels) → velocity` for drawing along `times`, with the modulations of all of them made at once."""
+        times = list(times)
+        made = self.modulations(torch.tensor(times, device=self.modulation.weight.device)).split(1)
+        at = dict(zip(times, made, strict=True))
+        return lambda x, t, labels: self.velocity(x, at[t], labels)
+
+    def modulations(self, t: torch.Tensor) -> torch.Tensor:
+        """All that the times `[T]` do anywhere in the network, in one product: `[T, parts, 1, D]`."""
+        return self.modulation(F.silu(self.embed_time(t))).unflatten(-1, (-1, 1, self.width))
+
+    def velocity(self, x: torch.Tensor, modulations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """As `forward`, from the modulations of its times."""
         tokens = rearrange(x, "b 1 (h p) (w q) -> b (h w) (p q)", p=self.patch, q=self.patch)
         image = self.embed_patch(tokens.to(self.embed_patch.weight.dtype))  # [B, 196, D]
         label = self.embed_label(labels).unsqueeze(1)  # [B, 1, D]
-        # All that the time does anywhere in the network is one product.
-        time = self.modulation(F.silu(self.embed_time(t))).unflatten(-1, (-1, 1, image.shape[-1]))  # [B or 1, parts, 1, D]
-        *streams, (shift, scale) = (part.unbind(1) for part in time.split(self.parts, 1))
+        *streams, (shift, scale) = (part.unbind(1) for part in modulations.split(self.parts, 1))
         for block, image_time, label_time in zip(self.blocks, streams[::2], streams[1::2], strict=True):
             image, label = block(image, label, image_time, label_time, self.rotary)
         v = self.unembed(modulate(image, shift, scale))  # [B, 196, p·q]

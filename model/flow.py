@@ -74,10 +74,9 @@ def guided(network: Callable, labels: torch.Tensor, null_label: int, scale: floa
     null = torch.full_like(labels, null_label)
 
     def velocity(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
-        time = x.new_full((1,), t)
         if scale in (0, 1):
-            return network(x, time, labels if scale else null)
-        plain, conditional = network(torch.cat([x, x]), time, torch.cat([null, labels])).chunk(2)
+            return network(x, t, labels if scale else null)
+        plain, conditional = network(torch.cat([x, x]), t, torch.cat([null, labels])).chunk(2)
         return torch.lerp(plain, conditional, scale)
 
     return velocity

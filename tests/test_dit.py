@@ -61,9 +61,9 @@ def test_a_pixel_keeps_its_place_in_the_patch(pixel):
 
 def test_each_token_is_turned_by_its_own_row_and_column():
     cos, sin = rotary_table(side=14, head_dim=64)
-    assert cos.shape == (196, 1, 32)
+    assert cos.shape == (196, 1, 64)
     row, column = 3, 5
-    angles = torch.atan2(sin, cos)[row * 14 + column, 0]
+    angles = torch.atan2(sin, cos)[row * 14 + column, 0, 32:]
     for axis, position in ((angles[:16], row), (angles[16:], column)):
         assert axis[0].item() == pytest.approx(math.remainder(position, math.tau), abs=1e-5)
         assert axis[8].item() == pytest.approx(position / 10, abs=1e-5)  # θ^(−½) = 1/10
@@ -103,6 +103,15 @@ def test_time_and_class_matter(named):
     network, (x, t, labels) = filled(), batch()
     other = {"t": (x, 1 - t, labels), "labels": (x, t, labels - 1)}[named]
     assert not torch.allclose(network(*other), network(x, t, labels), rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drawing_and_training_are_one_network(dtype):
+    network, (x, _, labels) = filled().to(dtype), batch()
+    trained = network(x, torch.full((3,), 0.3), labels)
+    with torch.inference_mode():
+        drawn = network.along([0.7, 0.3])(x, 0.3, labels)
+    torch.testing.assert_close(drawn, trained.detach(), rtol=0, atol=1e-4 if dtype == torch.float32 else 0.03 * trained.std().item())
 
 
 def test_bfloat16_is_the_same_network():

@@ -21,8 +21,8 @@ from model.images import CLASSES, SIZE
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Normalised tokens `[B, S, D]`, scaled and shifted by the time `[B or 1, 1, D]`."""
     if len(scale) == 1:  # one time for all: the norm can do it on its way through memory
-        return F.layer_norm(x, x.shape[-1:], 1 + scale.flatten(), shift.flatten(), eps=1e-6)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+        return F.layer_norm(x, x.shape[-1:], scale.flatten(), shift.flatten(), eps=1e-6)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -47,8 +47,8 @@ def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor
 
 def linear(layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
     """`layer(x)`, and GELU of it if asked."""
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and x.is_cpu and x.dtype == torch.bfloat16:
-        # One product of oneDNN does it all, the one that Inductor uses; ATen would copy the bias into the result beforehand.
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and x.is_cpu and torch.backends.mkldnn.is_available():
+        # One product of oneDNN does it all, the one that Inductor uses; ATen goes twice more through memory, for the bias and for GELU.
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
     return F.gelu(layer(x)) if gelu else layer(x)
 
@@ -95,8 +95,7 @@ class Stream(nn.Module):
 
     def merge(self, x: torch.Tensor, attended: torch.Tensor, gate, shift, scale, mlp_gate) -> torch.Tensor:
         """Add what attention found `[B, S·H, d]`, and what the MLP makes of it, to the tokens `[B, S, D]`."""
-        attended = rearrange(attended, "b (s h) d -> b s (h d)", h=self.heads).contiguous()
-        x = torch.addcmul(x, gate, linear(self.out, attended))
+        x = torch.addcmul(x, gate, linear(self.out, attended.reshape(x.shape).contiguous()))  # the heads side by side again
         hidden = linear(self.mlp[0], modulate(x, shift, scale), gelu=True)
         return torch.addcmul(x, mlp_gate, linear(self.mlp[2], hidden))
 
@@ -157,6 +156,8 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
         self.parts = [n for block in self.blocks for n in (block.image.modulations, block.label.modulations)] + [2]
         self.modulation = nn.Linear(width, sum(self.parts) * width)
         self.unembed = nn.Linear(width, patch**2)
+        scales = torch.cat([torch.tensor([0.0, 1, 0, 0, 1, 0][:n]) for n in self.parts])  # shift, scale, gate, shift, scale, gate
+        self.register_buffer("one_for_scales", scales.view(-1, 1, 1), persistent=False)
         self.register_buffer("rotary", rotary_table(self.side, width // heads), persistent=False)
         self.reset_parameters()
 
@@ -186,7 +187,7 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
 
     def modulations(self, t: torch.Tensor) -> torch.Tensor:
         """All that the times `[T]` do anywhere in the network, in one product: `[T, parts, 1, D]`."""
-        return self.modulation(F.silu(self.embed_time(t))).unflatten(-1, (-1, 1, self.width))
+        return self.modulation(F.silu(self.embed_time(t))).unflatten(-1, (-1, 1, self.width)) + self.one_for_scales
 
     def velocity(self, x: torch.Tensor, modulations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """As `forward`, from the modulations of its times."""

@@ -7,9 +7,9 @@ import io
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
-from torchvision.utils import make_grid
 
 SIZE = 28
 CLASSES = (*"0123456789", "black", "white")
@@ -36,9 +36,12 @@ def sheet(pixels: torch.Tensor, columns: int, scale: int = 2, gap: int = 2, back
 
     The gap is grey, so that an all black and an all white image can both be told from it.
     """
-    big = torch.from_numpy(enlarge(pixels, scale))
-    grid = make_grid(rearrange(big, "b h w -> b 1 h w"), nrow=columns, padding=gap * scale, pad_value=background)
-    return Image.fromarray(grid[0].numpy())
+    columns = min(columns, len(pixels))
+    count, edge = -len(pixels) % columns, gap * scale
+    tiles = F.pad(torch.from_numpy(enlarge(pixels, scale)), (edge, 0, edge, 0), value=background)
+    tiles = F.pad(tiles, (0, 0, 0, 0, 0, count), value=background)  # places without an image in the last row
+    grid = rearrange(tiles, "(rows columns) h w -> (rows h) (columns w)", columns=columns)
+    return Image.fromarray(F.pad(grid, (0, edge, 0, edge), value=background).numpy())
 
 
 def png(pixels: torch.Tensor, scale: int = 1) -> bytes:

@@ -190,9 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         if device.type == "cpu":
             lone = seconds(lambda: list(draw(exact, labels[:10], 0, 8, 1.0)), device) / 8
             bound = limit(products(exact, 10), torch.float32, device)
-            print(
-                f"In float32, as on a CPU without bfloat16 units, ten digits take {1e3 * lone:.1f} ms a step, {lone / bound:.2f} × their limit."
-            )
+            print(f"In float32, as without bfloat16 units: ten digits {1e3 * lone:.1f} ms a step, {lone / bound:.2f} × limit.")
         if sys.platform == "linux":
             imported, held = memory(options.weights)
             print(f"Memory of a process that draws 100 digits: {held:.0f} MB, of which {imported:.0f} are the imports.")

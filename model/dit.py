@@ -17,6 +17,8 @@ from torch import nn
 from model import check
 from model.images import CLASSES, SIZE
 
+ONEDNN_TYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Normalised tokens `[B, S, D]`, scaled and shifted by the time `[B or 1, 1, D]`."""
@@ -47,7 +49,7 @@ def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor
 
 def linear(layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
     """`layer(x)`, and GELU of it if asked."""
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and x.is_cpu and torch.backends.mkldnn.is_available():
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and x.is_cpu and x.dtype in ONEDNN_TYPES:
         # One product of oneDNN does it all, the one that Inductor uses; ATen goes twice more through memory, for the bias and for GELU.
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
     return F.gelu(layer(x)) if gelu else layer(x)

@@ -1,4 +1,5 @@
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from model import weights
 from model.dit import DiT
 from tests.server import ROOT, browser, chromium_path, serve
+from training.train import main
 
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
 os.environ.pop("WEIGHTS", None)
@@ -62,3 +64,49 @@ def page_url(tmp_path_factory):
     """The page in a process of its own, with the bundled weights: its address."""
     with serve(tmp_path_factory.mktemp("server") / "log") as (url, _):
         yield url
+
+
+TINY = {
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "batch": 32,
+    "blank_images": 8,
+    "compile": False,
+    "log_every": 2,
+    "warmup_steps": 2,
+    "lr": 1e-3,
+}
+
+
+def write_idx(path, array: torch.Tensor) -> None:
+    """The format of the four files of MNIST."""
+    path.write_bytes(struct.pack(">HBB", 0, 8, array.dim()) + struct.pack(f">{array.dim()}I", *array.shape) + array.numpy().tobytes())
+
+
+@pytest.fixture
+def root(tmp_path) -> str:
+    """A data set of 112 random images in the files that torchvision looks for; with the blanks it has four batches of 32."""
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", torch.randint(0, 256, (112, 28, 28), dtype=torch.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", torch.arange(112, dtype=torch.uint8) % 10)
+    return str(tmp_path / "data")
+
+
+@pytest.fixture
+def go(root, tmp_path, monkeypatch):
+    """Run the command in an empty folder, on a tiny network and data set; returns its status."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(*arguments, **options):
+        flags = [
+            f"--{name.replace('_', '-')}={value}" for name, value in {"data_root": root, **TINY, **options}.items() if name != "compile"
+        ]
+        try:
+            return main([str(argument) for argument in arguments] + flags + ["--no-compile"])
+        except SystemExit as stop:
+            return stop.code
+
+    return go

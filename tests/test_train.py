@@ -1,62 +1,18 @@
 import argparse
 import json
 import math
-import struct
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from model import flow, images, weights
 from model.generate import MNIST_HISTOGRAM
+from tests.conftest import TINY
 from training import checkpoint, data, train
 from training.config import PRESETS, Config, add_options
 from training.train import Run, learning_rate, main, make_loss, start, update_ema
-
-TINY = {
-    "width": 32,
-    "depth": 1,
-    "heads": 2,
-    "batch": 32,
-    "blank_images": 8,
-    "compile": False,
-    "log_every": 2,
-    "warmup_steps": 2,
-    "lr": 1e-3,
-}
-
-
-def write_idx(path, array: torch.Tensor) -> None:
-    """The format of the four files of MNIST."""
-    path.write_bytes(struct.pack(">HBB", 0, 8, array.dim()) + struct.pack(f">{array.dim()}I", *array.shape) + array.numpy().tobytes())
-
-
-@pytest.fixture
-def root(tmp_path) -> str:
-    """A data set of 112 random images in the files that torchvision looks for; with the blanks it has four batches of 32."""
-    raw = tmp_path / "data/MNIST/raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        write_idx(raw / f"{part}-images-idx3-ubyte", torch.randint(0, 256, (112, 28, 28), dtype=torch.uint8))
-        write_idx(raw / f"{part}-labels-idx1-ubyte", torch.arange(112, dtype=torch.uint8) % 10)
-    return str(tmp_path / "data")
-
-
-@pytest.fixture
-def go(root, tmp_path, monkeypatch):
-    """Run the command in an empty folder, on a tiny network and data set; returns its status."""
-    monkeypatch.chdir(tmp_path)
-
-    def go(*arguments, **options):
-        flags = [
-            f"--{name.replace('_', '-')}={value}" for name, value in {"data_root": root, **TINY, **options}.items() if name != "compile"
-        ]
-        try:
-            return main([str(argument) for argument in arguments] + flags + ["--no-compile"])
-        except SystemExit as stop:
-            return stop.code
-
-    return go
 
 
 def test_eight_images_are_learned_by_heart():
@@ -155,11 +111,15 @@ def test_learning_rate_warms_up_stays_and_falls():
 def test_a_run_leaves_all_that_it_promises(go, tmp_path, capsys):
     assert go("--name", "a", epochs=2, preview_every=1) == 0
     run = tmp_path / "runs/a"
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl", "previews", "weights"]
+    promised = "checkpoint.previous.pt checkpoint.pt config.json history.jsonl loss.png metrics.jsonl previews previews.gif weights"
+    assert sorted(path.name for path in run.iterdir() if path.name != ".lock") == promised.split()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert all(math.isfinite(row["loss"]) for row in rows)
-    assert sorted(path.name for path in (run / "previews").iterdir()) == ["0000004.png", "0000008.png"]
+    assert sorted(path.name for path in (run / "previews").iterdir()) == ["0000000.png", "0000004.png", "0000008.png"]
+    with Image.open(run / "previews.gif") as film:
+        assert film.n_frames == 3
+    assert [json.loads(line)["step"] for line in (run / "history.jsonl").open()] == [0]
     loaded = weights.load(str(run / "weights"))
     assert loaded.metrics["training"]["images"] == 256
     assert Config.load(run / "config.json").epochs == 2
@@ -225,23 +185,6 @@ def test_a_run_that_diverges_stops_with_step_and_rate(go, tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert "step 10: the last 10 gradients were not finite" in error
     assert "lower --lr" in error
-
-
-def test_checkpoint_falls_back_to_the_one_before(tmp_path):
-    for step in (1, 2):
-        checkpoint.save(tmp_path, {"step": step, "tensor": torch.zeros(1000)})
-    assert checkpoint.load(tmp_path)[0]["step"] == 2
-    newest = tmp_path / "checkpoint.pt"
-    broken = bytearray(newest.read_bytes())
-    broken[len(broken) // 2] ^= 1
-    for damage in (broken, broken[: len(broken) // 2], b""):
-        newest.write_bytes(damage)
-        state, words = checkpoint.load(tmp_path)
-        assert state["step"] == 1
-        assert "damaged" in words
-    (tmp_path / "checkpoint.previous.pt").unlink()
-    with pytest.raises(OSError, match="no whole checkpoint"):
-        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize(

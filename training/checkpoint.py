@@ -13,15 +13,34 @@ NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save(folder: Path, state: dict) -> None:
-    """Make `state` the newest checkpoint of a run folder; at every moment at least one whole checkpoint is there."""
+    """Make `state` the newest checkpoint of a run folder; at every moment at least one whole checkpoint is there.
+
+    Raises OSError where it cannot be written; the checkpoints that are there stay as they are.
+    """
     new = folder / (NEWEST + ".new")
-    with open(new, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if (folder / NEWEST).exists():
-        os.replace(folder / NEWEST, folder / PREVIOUS)
-    os.replace(new, folder / NEWEST)
+    try:
+        with open(new, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if (folder / NEWEST).exists():
+            os.replace(folder / NEWEST, folder / PREVIOUS)
+        os.replace(new, folder / NEWEST)
+        flush(folder)
+    except (OSError, RuntimeError) as error:  # on a full disk torch raises a RuntimeError over the OSError
+        new.unlink(missing_ok=True)
+        reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError) and e.strerror), "the disk may be full")
+        raise OSError(f"no checkpoint can be written to {folder}: {reason}") from None
+
+
+def flush(folder: Path) -> None:
+    """The names in a folder to disk, without which a crash of the machine could undo a renaming."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def load(folder: Path) -> tuple[dict, str]:

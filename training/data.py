@@ -51,11 +51,17 @@ class Draw(NamedTuple):
 
 
 class Draws:
-    """The draws of a run, by step: each epoch is a fresh permutation, and its last incomplete batch is left out."""
+    """The draws of a run, by step: each epoch is a fresh permutation, and its last incomplete batch is left out.
 
-    def __init__(self, pixels, labels, batch: int, label_drop: float, null_label: int, seed: int, device: torch.device):
+    Of several processes each draws the same global batch and takes its own slice, so that their number changes nothing.
+    """
+
+    def __init__(self, pixels, labels, batch: int, label_drop: float, null_label: int, seed: int, device: torch.device, rank=0, world=1):
         if batch > len(pixels):
             raise ValueError(f"batch {batch} is larger than the data set of {len(pixels)} images")
+        if batch % world:
+            raise ValueError(f"batch {batch} is not divisible by the {world} processes")
+        self.mine = slice(rank * batch // world, (rank + 1) * batch // world)
         self.pixels, self.labels = pixels.to(device), labels.to(device)
         self.batch, self.label_drop, self.null_label, self.seed, self.device = batch, label_drop, null_label, seed, device
         self.epoch, self.order = None, None
@@ -75,4 +81,5 @@ class Draws:
         noise = torch.randn(self.batch, 1, SIZE, SIZE, generator=chance, device=self.device)
         normal = torch.randn(self.batch, generator=chance, device=self.device)
         dropped = torch.rand(self.batch, generator=chance, device=self.device) < self.label_drop
+        chosen, noise, normal, dropped = (whole[self.mine] for whole in (chosen, noise, normal, dropped))
         return Draw(self.pixels[chosen], self.labels[chosen].masked_fill(dropped, self.null_label), noise, normal)

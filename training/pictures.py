@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from model import images
 from model.files import replacing
@@ -24,6 +25,37 @@ def samples(path: Path, pixels: torch.Tensor, labels: torch.Tensor, rows: int = 
         columns.append(torch.cat([found, found.new_zeros(rows - len(found), *found.shape[1:])]))
     with replacing(path) as new:
         images.sheet(torch.stack(columns, 1).flatten(0, 1), columns=10, scale=3).save(new)
+
+
+def growth(path: Path, previews: list[Path], seconds: float = 6.0) -> None:
+    """The previews of a run, one after the other, as a GIF that plays for ever and rests on the last."""
+    frames = [Image.open(preview) for preview in previews]
+    each = max(60, round(1000 * seconds / len(frames)))
+    with replacing(path) as new:
+        frames[0].save(new, save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [2000], loop=0)
+
+
+def loss_curve(path: Path, rows: list[dict]) -> None:
+    """The loss over the images seen: every line of metrics.jsonl pale, their running mean over a twentieth of the run on top."""
+    import matplotlib.pyplot as plt
+
+    seen, loss = [row["images"] for row in rows], torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+    window = max(1, len(rows) // 20)
+    mean = loss.unfold(0, window, 1).mean(1)
+    figure, axis = plt.subplots(figsize=(7, 3.5), dpi=150, layout="constrained")
+    axis.plot(seen, loss, color=PALE, linewidth=0.6, alpha=0.6)
+    axis.plot(seen[window - 1 :], mean, color=BLUE, linewidth=1.8)
+    axis.set(xlabel="images seen", ylabel="loss", yscale="log", xlim=0)
+    settled = loss[len(loss) // 20 :]
+    axis.set_ylim(0.98 * settled.min().item(), min(loss.max().item(), 2 * settled.median().item()) * 1.02)
+    axis.yaxis.set_major_formatter("{x:.2f}")
+    axis.yaxis.set_minor_formatter("{x:.2f}")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
+    axis.grid(color="#eeeeee", which="both")
+    axis.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as new:
+        figure.savefig(new)
+    plt.close(figure)
 
 
 def neighbours(path: Path, pixels: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, nearest: torch.Tensor) -> None:

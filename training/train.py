@@ -1,6 +1,8 @@
 """Command: train the network. `python -m training.train --preset quick --name first`
 
-A run lives in `runs/NAME/`: config.json, metrics.jsonl, previews/, checkpoint.pt, and weights/ ready to draw with.
+A run lives in `runs/NAME/`: config.json, history.jsonl (what each start ran on), metrics.jsonl, previews/, checkpoint.pt,
+weights/ ready to draw with, and at its end previews.gif and loss.png. `torchrun --nproc_per_node=N -m training.train` shares the steps
+among N processes.
 """
 
 import argparse
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from model import flow, images, weights
@@ -25,20 +29,20 @@ from model.device import has_bfloat16, pick
 from model.dit import DiT
 from model.files import replacing
 from model.generate import states
-from training import checkpoint, data
+from training import checkpoint, data, pictures, ranks
 from training.config import NETWORK, PRESETS, RESUMABLE, Config, add_options
 
 NON_FINITE_LIMIT = 10  # steps in a row, after which a run is not worth going on
 
 
-def make_loss(network: nn.Module, config: Config, device: torch.device) -> Callable:
-    """The mean squared error on the velocity, a function of the fields of a `data.Draw`."""
+def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16: bool = True) -> Callable:
+    """The mean squared error on the velocity, a function of the fields of a `data.Draw`; in bfloat16 where the device has it."""
 
     def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
         t = flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
         x, v = flow.path(image, noise, t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and has_bfloat16(device)):
             predicted = network(x, t, labels)
         return F.mse_loss(predicted, v)
 
@@ -46,13 +50,16 @@ def make_loss(network: nn.Module, config: Config, device: torch.device) -> Calla
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:
-    """`function` under torch.compile, or as it is, with a line that says so, where no compiler works."""
+    """`function` under torch.compile, or as it is, with a line that says so, where no compiler works.
+
+    On one GPU it runs as CUDA graphs: its kernels are shorter than the time it takes to launch them.
+    """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # whatever a missing or broken compiler raises
         print(f"No working compiler here ({type(error).__name__}): training without torch.compile, more slowly.")
         return function
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, mode="reduce-overhead" if device.type == "cuda" and ranks.world() == 1 else None)
 
 
 def learning_rate(step: int, total: int, config: Config) -> float:
@@ -88,33 +95,43 @@ class Run:
         self.loss_sum = torch.zeros((), device=self.device)  # since the last line of metrics.jsonl
         self.skipped = torch.zeros((), device=self.device)  # steps in a row that were not finite
 
-        pixels, labels = data.with_blanks(*data.load(config.data, config.data_root), config.blank_images)
-        self.draws = data.Draws(pixels, labels, config.batch, config.label_drop, self.network.null_label, config.seed, self.device)
+        pixels, labels = data.with_blanks(*load_once(config), config.blank_images)
+        self.draws = data.Draws(
+            pixels, labels, config.batch, config.label_drop, self.network.null_label, config.seed, self.device, ranks.rank(), ranks.world()
+        )
         self.total = max(1, round(config.epochs * self.draws.steps_per_epoch))
         self.preview_steps = max(1, round(config.preview_every * self.draws.steps_per_epoch))
         self.commit = commit()
         self.stopped_by: int | None = None
+        shared = self.network if ranks.world() == 1 else DistributedDataParallel(self.network)
+        self.loss_of = make_loss(shared, config, self.device)
+        if config.compile:
+            self.loss_of = compiled(self.loss_of, self.device)
+
+    @property
+    def writes(self) -> bool:
+        """Of several processes only the first leaves anything behind."""
+        return ranks.rank() == 0
 
     # ---- the loop
 
     def train(self) -> None:
         """Go on until the last step, or until a signal asks to stop."""
         config = self.config
-        loss_of = make_loss(self.network, config, self.device)
-        if config.compile:
-            loss_of = compiled(loss_of, self.device)
         saved_at = started = time.monotonic()
         seconds_before = self.seconds
-        bar = tqdm(total=self.total * config.batch, initial=self.step * config.batch, unit="img", unit_scale=True, dynamic_ncols=True)
-        while self.step < self.total and self.stopped_by is None:
-            rate = learning_rate(self.step, self.total, config)
-            loss = loss_of(*self.draws.at(self.step))
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.clip, foreach=True)
-            self.update(loss.detach(), norm, rate)
-            self.step += 1
-            update_ema(self.ema, self.network, self.step * config.batch, config)
-
+        bar = tqdm(
+            total=self.total * config.batch,
+            initial=self.step * config.batch,
+            unit="img",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not self.writes,
+        )
+        if self.step == 0:
+            self.preview()
+        while self.step < self.total and not self.must_stop():
+            norm, rate = self.advance()
             now = time.monotonic()
             self.seconds = seconds_before + now - started
             bar.update(config.batch)
@@ -127,8 +144,28 @@ class Run:
                 saved_at = now
         bar.close()
         self.save()
-        if self.stopped_by is None:
+        if self.step == self.total:
             self.preview()
+            self.look_back()
+
+    def advance(self) -> tuple[torch.Tensor, float]:
+        """One step; returns the norm of its gradient, still on the device, and its learning rate."""
+        rate = learning_rate(self.step, self.total, self.config)
+        loss = self.loss_of(*self.draws.at(self.step))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip, foreach=True)
+        self.update(loss.detach(), norm, rate)
+        self.step += 1
+        update_ema(self.ema, self.network, self.step * self.config.batch, self.config)
+        return norm, rate
+
+    def must_stop(self) -> bool:
+        """Whether a signal came; several processes agree on it when they log, so that all of them stop after the same step."""
+        if ranks.world() > 1:
+            if self.step % self.config.log_every:
+                return False
+            self.stopped_by = int(ranks.most(torch.tensor(self.stopped_by or 0))) or None
+        return self.stopped_by is not None
 
     def update(self, loss: torch.Tensor, norm: torch.Tensor, rate: float) -> None:
         """One optimizer step; a gradient that is not finite is skipped on the device, without the host looking."""
@@ -145,7 +182,7 @@ class Run:
 
     def log(self, norm: torch.Tensor, rate: float) -> float:
         """Write a line of metrics.jsonl and return the mean loss since the last one; raises ValueError once nothing is finite."""
-        loss = self.loss_sum.item() / self.config.log_every
+        loss = ranks.total(self.loss_sum).item() / self.config.log_every / ranks.world()
         self.loss_sum.zero_()
         if self.skipped.item() >= NON_FINITE_LIMIT:
             raise ValueError(
@@ -153,21 +190,48 @@ class Run:
                 f"the checkpoint in {self.folder} is the last good one, start from it with a lower --lr"
             )
         row = {"step": self.step, "images": self.step * self.config.batch, "loss": loss, "grad_norm": norm.item(), "lr": rate}
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({**row, "seconds": round(self.seconds, 1)}) + "\n")
+        self.note("metrics.jsonl", {**row, "seconds": round(self.seconds, 1)})
         return loss
+
+    def note(self, name: str, row: dict) -> None:
+        """Add a line to a file of the run."""
+        if self.writes:
+            with open(self.folder / name, "a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def preview(self) -> None:
         """A picture of every class from the same noise, drawn in 20 steps by the averaged weights."""
+        if not self.writes:
+            return
         config = self.config
         labels = torch.arange(len(images.CLASSES))
         *_, last = states(self.ema, labels, [config.seed] * len(labels), steps=20, guidance=config.default_guidance)
         pixels = images.to_pixels(last.x, config.pixel_mean, config.pixel_std)
-        (self.folder / "previews").mkdir(exist_ok=True)
-        images.sheet(pixels, columns=6, scale=4).save(self.folder / "previews" / f"{self.step:07d}.png")
+        with replacing(self.folder / "previews" / f"{self.step:07d}.png") as new:
+            images.sheet(pixels, columns=6, scale=4).save(new)
+
+    def look_back(self) -> None:
+        """The whole run at a glance: its previews one after the other, and its loss."""
+        if not self.writes:
+            return
+        pictures.growth(self.folder / "previews.gif", sorted((self.folder / "previews").glob("*.png")))
+        rows = self.rows()
+        try:
+            if rows:
+                pictures.loss_curve(self.folder / "loss.png", rows)
+        except ImportError:
+            print("No loss.png: it needs matplotlib (requirements-dev.txt).")
+
+    def rows(self) -> list[dict]:
+        """The whole lines of metrics.jsonl."""
+        log = self.folder / "metrics.jsonl"
+        lines = log.read_text().splitlines(True) if log.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def save(self) -> None:
         """Write the checkpoint, and the averaged weights ready to draw with."""
+        if not self.writes:
+            return
         checkpoint.save(
             self.folder,
             {
@@ -177,6 +241,7 @@ class Run:
                 "step": self.step,
                 "seconds": self.seconds,
                 "loss_sum": self.loss_sum,
+                "skipped": self.skipped,
             },
         )
         weights.save(self.ema, self.folder / "weights", {"training": self.summary()})
@@ -190,11 +255,10 @@ class Run:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.loss_sum = state["loss_sum"].to(self.device)
-        log = self.folder / "metrics.jsonl"
-        if log.exists():
-            kept = [line for line in log.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            with replacing(log) as new:
+        self.loss_sum, self.skipped = (state[name].to(self.device) for name in ("loss_sum", "skipped"))
+        if self.writes:
+            kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= self.step]
+            with replacing(self.folder / "metrics.jsonl") as new:
                 new.write_text("".join(kept))
 
     def summary(self) -> dict:
@@ -208,18 +272,27 @@ class Run:
             "lr": self.config.lr,
             "seed": self.config.seed,
             "hours": round(self.seconds / 3600, 2),
-            "device": torch.cuda.get_device_name()
-            if self.device.type == "cuda"
-            else f"{self.device.type}, {torch.get_num_threads()} threads",
+            "device": device_name(self.device),
             "torch": torch.__version__,
             "commit": self.commit,
             "command": self.config.command(),
         }
 
 
+def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """The data set; of several processes the first one downloads it where it is not there yet."""
+    if ranks.rank() > 0:
+        ranks.wait()
+    loaded = data.load(config.data, config.data_root)
+    if ranks.rank() == 0:
+        ranks.wait()
+    return loaded
+
+
 def device_name(device: torch.device) -> str:
     """What a reader of figures wants to know of the device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    return name if ranks.world() == 1 else f"{ranks.world()} × {name}"
 
 
 def commit() -> str:
@@ -239,12 +312,26 @@ def start(options: dict, folder: Path, preset: str, resume: bool) -> Run:
         fixed = sorted(name for name, value in options.items() if name not in RESUMABLE and value != getattr(config, name))
         if fixed:
             raise ValueError(f"a resumed run keeps its {', '.join(fixed)}; start another run to change it")
-        config = replace(config, **options)
-        run = Run(config, folder)
+        run = Run(replace(config, **options), folder)
+        claim(run)
         run.restore()
-        config.save(folder / "config.json")
-        return run
-    if (folder / "config.json").exists():
+    else:
+        run = fresh(options, folder, preset)
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(run)
+        if run.writes and (folder / "config.json").exists():
+            raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --name")
+        run.save()  # so that a folder with a config.json always has something to go on from
+    ranks.wait()
+    if run.writes:
+        run.config.save(folder / "config.json")
+    run.note("history.jsonl", {"step": run.step, "commit": run.commit, "device": device_name(run.device), "torch": torch.__version__})
+    return run
+
+
+def fresh(options: dict, folder: Path, preset: str) -> Run:
+    """A run at its first step, nothing of which is on the disk yet; raises ValueError or OSError."""
+    if ranks.rank() == 0 and (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --name")
     config = Config(**{**PRESETS[preset], **options})
     network = None
@@ -254,10 +341,33 @@ def start(options: dict, folder: Path, preset: str, resume: bool) -> Run:
         other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
         if other:
             raise ValueError(f"the weights in {config.init} have a {', '.join(other)} of their own; leave it out")
-    run = Run(config, folder, network)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / "config.json")
-    return run
+    return Run(config, folder, network)
+
+
+def claim(run: Run) -> None:
+    """Hold the folder of a run for as long as this process lives; raises ValueError where another one has it."""
+    if run.writes:
+        run.lock = FileLock(run.folder / ".lock", timeout=0)
+        try:
+            run.lock.acquire()
+        except Timeout:
+            raise ValueError(f"another process is training in {run.folder}; wait for it, or choose another --name") from None
+
+
+def plan(run: Run) -> None:
+    """Say what the run would do, and do one step of it; nothing is written."""
+    parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    state = 4 * 4 * parameters + run.draws.pixels.numel()  # parameters, two moments, the average, and the data set
+    print(
+        f"{run.config.command()}\n{run.total:,} steps of {run.config.batch}: {run.total * run.config.batch:,} images of {run.config.data}"
+    )
+    print(f"{parameters:,} parameters; {state / 1e6:,.0f} MB of state and data on {device_name(run.device)}")
+    started = time.monotonic()
+    norm, rate = run.advance()
+    loss, norm, taken = run.loss_sum.item(), norm.item(), time.monotonic() - started
+    print(f"One step, compiling included: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, learning rate {rate:.1e}")
+    if run.device.type == "cuda":
+        print(f"{torch.cuda.max_memory_reserved(run.device) / 1e9:.1f} GB of GPU memory reserved")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -265,24 +375,46 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="reference", help="where the other flags start from")
     parser.add_argument("--name", default="", help="the run is runs/NAME (default: the preset's name)")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
+    parser.add_argument("--dry-run", action="store_true", help="say what the run would do, do one step of it, and write nothing")
     add_options(parser)
     options = vars(parser.parse_args(argv))
-    preset, name, resume = (options.pop(key) for key in ("preset", "name", "resume"))
+    preset, name, resume, dry = (options.pop(key) for key in ("preset", "name", "resume", "dry_run"))
     with sentence_on_error(parser):
-        folder = Path(resume) if resume else Path("runs") / (name or preset)
-        run = start(options, folder, preset, bool(resume))
-        print(f"{folder}: {run.total:,} steps of {run.config.batch} on {run.device}, {run.config.data}, from step {run.step}")
+        ranks.join()
+        try:
+            folder = Path(resume) if resume else Path("runs") / (name or preset)
+            if dry:
+                plan(fresh(options, folder, preset))
+                return 0
+            return go(start(options, folder, preset, bool(resume)))
+        finally:
+            ranks.leave()
 
-        def stop(number, frame):
-            run.stopped_by = number
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+def go(run: Run) -> int:
+    """Train until the end or a signal; returns the exit status."""
+    say = print if run.writes else lambda *words: None
+    say(f"{run.folder}: {run.total:,} steps of {run.config.batch} on {run.device}, {run.config.data}, from step {run.step}")
+
+    def stop(number, frame):
+        run.stopped_by = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
         run.train()
-    if run.stopped_by:
-        print(f"Stopped at step {run.step}. Go on with: python -m training.train --resume {folder}")
+    except OSError as error:
+        if not run.folder.exists():
+            raise OSError(f"stopped at step {run.step}, because {run.folder} is gone") from None
+        reason = " ".join(str(error).split())
+        raise OSError(f"stopped at step {run.step}, {reason}; mend that and go on with --resume {run.folder}") from None
+    finally:
+        if run.writes:
+            run.lock.release()
+    if run.stopped_by and run.step < run.total:
+        say(f"Stopped at step {run.step}. Go on with: python -m training.train --resume {run.folder}")
         return 128 + run.stopped_by
-    print(f"Done. Draw with it: python app.py --weights {folder / 'weights'}")
+    say(f"Done. Draw with it: python app.py --weights {run.folder / 'weights'}")
     return 0
 
 

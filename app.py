@@ -296,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
             theme=THEME,
             ssr_mode=False,
             max_file_size="1mb",
+            state_session_capacity=100,  # Gradio copies its configuration, some 100 kB, for each; the page keeps nothing in them
             footer_links=["api"],
             mcp_server=find_spec("mcp") is not None,  # the endpoints as tools, for whoever installs gradio[mcp]
         )

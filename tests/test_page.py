@@ -316,7 +316,6 @@ def test_forty_visitors_at_once(page_url, network):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
-@pytest.mark.xfail(reason="some 110 kB a call stay in the server, bounded or not", strict=False)
 def test_the_memory_stays_flat_for_a_minute(tmp_path):
     """The first seconds fill what is kept for good; after them nothing grows."""
 

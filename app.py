@@ -40,6 +40,11 @@ CSS = """
 .digit p, .sheet p { text-align: center; margin: 8px 0 0 !important; }
 .digit p a, .sheet p a { margin: 0 .6em; }
 #status { text-align: center; font-size: 13px; }
+#busy { min-height: 24px !important; }
+#busy .wrap { position: static !important; background: none; opacity: 0; }
+#busy .wrap.translucent { opacity: 1; transition: opacity 1s ease-in; }
+#busy .wrap svg { display: none; }
+#busy .progress-text { position: static; transform: none; }
 .film h4 { margin: 0 !important; font-size: 13px; font-weight: 500; }
 .strip { display: grid; grid-template-columns: repeat(9, 1fr); gap: 6px; margin: 2px 0 10px; }
 .strip figure { margin: 0 !important; }
@@ -205,6 +210,7 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Column(min_width=340):
                     digit_out = gr.HTML(first[0], padding=False)
                     status = gr.Markdown(first[2], elem_id="status")
+                    busy = gr.HTML(elem_id="busy", padding=False)  # where a busy page says how many are waiting
                 with gr.Column(min_width=300):
                     digit = gr.Radio(CLASSES, value=start["digit"], label="Class", elem_classes="classes")
                     steps = gr.Slider(**steps_range, info="how many steps from noise to digit")
@@ -224,7 +230,9 @@ def build(studio: Studio) -> gr.Blocks:
             "fn": studio.draw_tab,
             "inputs": [*controls, velocity],
             "outputs": [digit_out, film_out, status],
-            **quiet,
+            "show_progress": "full",
+            "show_progress_on": busy,
+            "api_visibility": "private",
             **ONE_AT_A_TIME,
         }
         follow = {"fn": None, "inputs": controls, "js": FOLLOW, "api_visibility": "private"}

@@ -292,48 +292,72 @@ def ask(http, url: str, *values):
     return kind, json.loads(data)
 
 
-def test_forty_visitors_at_once(page_url, network):
-    """Everybody gets the picture of their own seed, and every bad request a sentence."""
+def memory_of(process) -> float:
+    """MB that a process holds."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
+def test_forty_visitors_for_a_minute(tmp_path, network):
+    """Everybody gets the picture of their own seed, every bad request a sentence; after the first seconds the memory stays flat."""
     expected = {seed: digit(network, seed % 10, seed, 2) for seed in range(20)}
-    outcomes, end = [], time.monotonic() + 20
+    outcomes = []
 
     def visit(number: int) -> None:
         chance = random.Random(number)
         with httpx.Client(timeout=120) as http:
             while time.monotonic() < end:
                 if chance.random() < 0.2:
-                    kind, data = ask(http, page_url, "7", 1, chance.choice([0, 51, 7.5, "abc", None]), 1.0)
+                    kind, data = ask(http, url, "7", 1, chance.choice([0, 51, 7.5, "abc", None]), 1.0)
                     outcomes.append(kind == "error" and "steps must be a whole number" in json.dumps(data))
                 else:
                     seed = chance.randrange(20)
-                    kind, data = ask(http, page_url, str(seed % 10), seed, 2, 1.0)
+                    kind, data = ask(http, url, str(seed % 10), seed, 2, 1.0)
                     outcomes.append(kind == "complete" and close(data[0], expected[seed]))
-
-    with ThreadPoolExecutor(40) as crowd:
-        list(crowd.map(visit, range(40)))
-    assert len(outcomes) > 40
-    assert all(outcomes)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
-def test_the_memory_stays_flat_for_a_minute(tmp_path):
-    """The first seconds fill what is kept for good; after them nothing grows."""
-
-    def memory() -> float:
-        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())[1]) / 1024
-
-    def visit(number: int) -> None:
-        with httpx.Client(timeout=120) as http:
-            while time.monotonic() < end:
-                ask(http, url, "7", number, 2, 1.0)
 
     with serve(tmp_path / "log") as (url, server), ThreadPoolExecutor(40) as crowd:
         sizes = []
         for length in (10, 50):
             end = time.monotonic() + length
             list(crowd.map(visit, range(40)))
-            sizes.append(memory())
+            sizes.append(memory_of(server))
+    assert len(outcomes) > 100
+    assert all(outcomes)
     assert sizes[1] - sizes[0] < 60
+
+
+def test_a_busy_page_says_so(tab, page_url):
+    def sheet(_):
+        with httpx.Client(timeout=120) as http:
+            event = http.post(f"{page_url}/gradio_api/call/sheet", json={"data": ["0-9", 100, 1, 20, 1.0]}).json()["event_id"]
+            return http.get(f"{page_url}/gradio_api/call/sheet/{event}").text
+
+    with ThreadPoolExecutor(3) as crowd:
+        others = crowd.map(sheet, range(3))
+        tab.wait_for_timeout(700)
+        tab.locator(".classes label").nth(3).click()
+        tab.wait_for_function("document.querySelector('#busy').innerText.includes('queue')")
+        assert all("event: complete" in answer for answer in others)
+    tab.wait_for_function("document.querySelector('.digit img').alt.startsWith('A 3')")
+
+
+def test_an_abandoned_sheet_stops(chromium, page_url):
+    """Who closes the page in the middle of a long sheet does not keep the next one waiting for the rest of it."""
+    page = chromium.new_page()
+    page.goto(page_url)
+    page.wait_for_selector(".digit img")
+    page.get_by_role("tab", name="Sheet").click()
+    page.get_by_label("number input for How many digits").fill("400")
+    page.get_by_role("button", name="Draw the sheet").click()
+    page.wait_for_function("document.querySelectorAll('.cells img').length >= 10")
+    started = time.monotonic()
+    page.wait_for_function("document.querySelectorAll('.cells img').length >= 60")
+    fifty = time.monotonic() - started
+    page.close()
+    started = time.monotonic()
+    with httpx.Client(timeout=120) as http:
+        assert ask(http, page_url, "7", 1, 2, 1.0)[0] == "complete"
+    assert time.monotonic() - started < 3 * fifty  # the rest would have taken more than six times fifty digits
 
 
 # ---- without a server

@@ -88,6 +88,16 @@ def test_the_card_of_measured_weights_says_it_all(folder):
     assert "neighbours.png" not in written.text
 
 
+def test_the_card_of_a_warm_start_tells_both_trainings(folder):
+    second = {**TRAINING, "epochs": 3.0, "command": "python -m training.train --init weights", "before": TRAINING}
+    add(folder, training=second)
+    assert card.main(["--weights", str(folder)]) == 0
+    text = ModelCard.load(folder / "README.md").text
+    assert text.index(f"\n{TRAINING['command']}\n") < text.index(second["command"])
+    assert "10 passes over mnist" in text
+    assert "as a warm start, another 3 passes" in text
+
+
 def test_errors_are_sentences(tmp_path, capsys):
     for options in (["--weights", str(tmp_path / "nowhere")], ["--repo", "no repository"]):
         with pytest.raises(SystemExit) as stop:

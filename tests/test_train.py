@@ -163,6 +163,10 @@ def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     for name, tensor in run.network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert (run.step, run.config.width) == (0, TINY["width"])
+    run.lock.release()
+    assert main(["--resume", "runs/b", "--epochs=1", "--no-compile"]) == 0  # an older training is not forgotten on the way
+    after = weights.load(str(tmp_path / "runs/b/weights")).metrics["training"]
+    assert (after["epochs"], after["before"]["epochs"], after["before"]["lr"]) == (1, 1, TINY["lr"])
     with pytest.raises(ValueError, match="have a width of their own"):
         start({**options, "width": 64}, tmp_path / "runs/c", "reference", False)
 

@@ -141,13 +141,20 @@ def training(metrics: dict, network: DiT) -> str:
 
 A Diffusion Transformer with a stream of its own for the class, {parameters / 1e6:.1f} million parameters, trained with rectified flow."""
     if summary:
-        text += f"""
-{summary["epochs"]:g} passes over {summary["data"]} ({summary["images"]:,} images) in batches of {summary["batch"]},
+        text += "\n" + recipe(summary)
+    return text
+
+
+def recipe(summary: dict) -> str:
+    """One training in words and its command, after the one that it started warm from, if there was one."""
+    text = f"""{summary["epochs"]:g} passes over {summary["data"]} ({summary["images"]:,} images) in batches of {summary["batch"]},
 learning rate {summary["lr"]:g}: {summary["hours"]:g} hours on {summary["device"]}, torch {summary["torch"]}, commit `{summary["commit"]}`.
 
 ```sh
 {summary["command"]}
 ```"""
+    if before := summary.get("before"):
+        return f"{recipe(before)}\n\nFrom those weights, as a warm start, another {text}"
     return text
 
 

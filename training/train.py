@@ -79,7 +79,8 @@ def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Con
 class Run:
     """One training run: its state, its folder, and the loop."""
 
-    def __init__(self, config: Config, folder: Path, network: DiT | None = None):
+    def __init__(self, config: Config, folder: Path, network: DiT | None = None, before: dict | None = None):
+        """`network` and `before` are those of a warm start: the weights, and what is known of their training."""
         torch.manual_seed(config.seed)
         self.config, self.folder, self.device = config, folder, pick(config.device)
         # On a CPU every repeat is then the same to the bit; filling fresh memory would only cost time.
@@ -101,7 +102,7 @@ class Run:
         )
         self.total = max(1, round(config.epochs * self.draws.steps_per_epoch))
         self.preview_steps = max(1, round(config.preview_every * self.draws.steps_per_epoch))
-        self.commit = commit()
+        self.commit, self.before = commit(), before
         self.stopped_by: int | None = None
         shared = self.network if ranks.world() == 1 else DistributedDataParallel(self.network)
         self.loss_of = make_loss(shared, config, self.device)
@@ -242,6 +243,7 @@ class Run:
                 "seconds": self.seconds,
                 "loss_sum": self.loss_sum,
                 "skipped": self.skipped,
+                "before": self.before,
             },
         )
         weights.save(self.ema, self.folder / "weights", {"training": self.summary()})
@@ -254,7 +256,7 @@ class Run:
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.before = state["step"], state["seconds"], state["before"]
         self.loss_sum, self.skipped = (state[name].to(self.device) for name in ("loss_sum", "skipped"))
         if self.writes:
             kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= self.step]
@@ -276,6 +278,7 @@ class Run:
             "torch": torch.__version__,
             "commit": self.commit,
             "command": self.config.command(),
+            **({"before": self.before} if self.before else {}),
         }
 
 
@@ -334,14 +337,15 @@ def fresh(options: dict, folder: Path, preset: str) -> Run:
     if ranks.rank() == 0 and (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --name")
     config = Config(**{**PRESETS[preset], **options})
-    network = None
+    network = before = None
     if config.init:
-        network = weights.load(config.init, dtype=torch.float32).network
+        loaded = weights.load(config.init, dtype=torch.float32)
+        network, before = loaded.network, loaded.metrics.get("training")
         config = replace(config, **{name: getattr(network, name) for name in NETWORK})
         other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
         if other:
             raise ValueError(f"the weights in {config.init} have a {', '.join(other)} of their own; leave it out")
-    return Run(config, folder, network)
+    return Run(config, folder, network, before)
 
 
 def claim(run: Run) -> None:

@@ -30,9 +30,12 @@ def network():
     return weights.load().network
 
 
-def digit(network, label, seed, steps, guidance=1.0) -> np.ndarray:
-    """What the page has to show, drawn here."""
-    return shoot(network, label, seed, steps, guidance).digit.numpy().astype(int)
+SEED, STEPS = app.START["seed"], app.START["steps"]  # what the page opens with
+
+
+def digit(network, label, seed, steps, guidance=None) -> np.ndarray:
+    """What the page has to show, drawn here; the guidance is the weights' own where nothing else is said."""
+    return shoot(network, label, seed, steps, network.default_guidance if guidance is None else guidance).digit.numpy().astype(int)
 
 
 def decoded(source: str) -> np.ndarray:
@@ -76,8 +79,8 @@ def changed(page, before: str) -> str:
 
 def test_it_opens_with_a_digit_and_its_film(tab, network):
     image = tab.locator(".digit img")
-    assert image.get_attribute("alt") == "A 7, drawn in 20 steps from the noise of seed 42"
-    assert close(decoded(image.get_attribute("src")), digit(network, 7, 42, 20))
+    assert image.get_attribute("alt") == f"A 7, drawn in {STEPS} steps from the noise of seed {SEED}"
+    assert close(decoded(image.get_attribute("src")), digit(network, 7, SEED, STEPS))
     assert tab.locator(".strip").count() == 2
     assert tab.locator(".strip img").count() == 18
     assert "5.86 M parameters · weights: bundled" in tab.locator("#status").inner_text()
@@ -87,14 +90,14 @@ def test_a_class_by_mouse_and_the_steps_by_keyboard(tab, network):
     before = tab.locator(".digit img").get_attribute("src")
     tab.locator(".classes label").filter(has_text=re.compile("^ *3 *$")).first.click()
     after = changed(tab, before)
-    assert close(decoded(after), digit(network, 3, 42, 20))
+    assert close(decoded(after), digit(network, 3, SEED, STEPS))
     slider = tab.get_by_role("slider").first
     slider.focus()
     for _ in range(3):
         slider.press("ArrowLeft")
     final = changed(tab, after)
-    tab.wait_for_function("document.querySelector('.digit img').alt.includes('17 steps')")
-    assert close(decoded(settle(tab)), digit(network, 3, 42, 17))
+    tab.wait_for_function(f"document.querySelector('.digit img').alt.includes('{STEPS - 3} steps')")
+    assert close(decoded(settle(tab)), digit(network, 3, SEED, STEPS - 3))
     assert final
 
 
@@ -103,7 +106,7 @@ def test_a_class_by_keyboard(tab, network):
     tab.get_by_role("radio", name="7").first.focus()
     tab.keyboard.press("Tab")
     tab.keyboard.press("Space")
-    assert close(decoded(changed(tab, before)), digit(network, 8, 42, 20))
+    assert close(decoded(changed(tab, before)), digit(network, 8, SEED, STEPS))
 
 
 def test_the_dice_gives_another_seed_and_draws_it(tab, network):
@@ -111,8 +114,8 @@ def test_the_dice_gives_another_seed_and_draws_it(tab, network):
     tab.get_by_role("button", name="Another seed").click()
     after = changed(tab, before)
     seed = int(tab.get_by_label("Seed").first.input_value())
-    assert seed != 42
-    assert close(decoded(after), digit(network, 7, seed, 20))
+    assert seed != SEED
+    assert close(decoded(after), digit(network, 7, seed, STEPS))
 
 
 def test_the_velocity_is_shown_on_demand(tab):
@@ -131,16 +134,16 @@ def test_an_empty_seed_is_a_sentence_and_the_picture_stays(tab):
 def test_saved_files_are_the_digit_and_its_film(tab, network):
     with tab.expect_download() as waiting:
         tab.get_by_role("link", name="Save picture").click()
-    assert waiting.value.suggested_filename == "7-seed42.png"
+    assert waiting.value.suggested_filename == f"7-seed{SEED}.png"
     picture = np.array(Image.open(waiting.value.path()))
     assert picture.shape == (448, 448)
-    assert close(picture[8::16, 8::16], digit(network, 7, 42, 20))
+    assert close(picture[8::16, 8::16], digit(network, 7, SEED, STEPS))
     with tab.expect_download() as waiting:
         tab.get_by_role("link", name="Save animation").click()
     film = Image.open(waiting.value.path())
     assert film.n_frames == 16
     film.seek(15)
-    assert close(np.array(film.convert("L"))[4::8, 4::8], digit(network, 7, 42, 20))
+    assert close(np.array(film.convert("L"))[4::8, 4::8], digit(network, 7, SEED, STEPS))
 
 
 def test_a_link_is_a_picture(chromium, page_url, network):
@@ -172,7 +175,7 @@ def test_steps_side_by_side(tab, network):
     tab.get_by_role("tab", name="Steps").click()
     tab.wait_for_function("document.querySelectorAll('.steps img').length === 60")
     source = tab.get_by_alt_text("8 in 4 steps").get_attribute("src")
-    assert close(decoded(source), digit(network, 8, 42, 4))
+    assert close(decoded(source), digit(network, 8, SEED, 4))
 
 
 def test_a_number_is_written_and_its_digit_opens(tab, network):
@@ -184,9 +187,9 @@ def test_a_number_is_written_and_its_digit_opens(tab, network):
         tab.get_by_role("link", name="Save data set").click()
     data = np.load(waiting.value.path())
     assert data["labels"].tolist() == [2, 0, 2, 6]
-    assert close(data["images"][2], digit(network, 2, 44, 20))
+    assert close(data["images"][2], digit(network, 2, SEED + 2, STEPS))
     tab.locator(".cells a").nth(3).click()
-    tab.wait_for_function("document.querySelector('.digit img')?.alt === 'A 6, drawn in 20 steps from the noise of seed 45'")
+    tab.wait_for_function(f"document.querySelector('.digit img')?.alt === 'A 6, drawn in {STEPS} steps from the noise of seed {SEED + 3}'")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -366,11 +369,11 @@ def test_an_abandoned_sheet_stops(chromium, page_url):
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ({}, ("7", 42, 20, 1.0)),
+        ({}, ("7", SEED, STEPS, 1.0)),
         ({"digit": "black", "seed": "9", "steps": "8", "guidance": "1.5"}, ("black", 9, 8, 1.5)),
         ({"digit": "ten", "seed": "-4", "steps": "900", "guidance": "99"}, ("7", 0, 50, 5)),
-        ({"digit": "3", "seed": "x", "steps": "7.5", "guidance": "nan"}, ("3", 42, 20, 1.0)),
-        ({"digit": "<b>", "steps": "", "guidance": "inf", "more": "1"}, ("7", 42, 20, 5)),
+        ({"digit": "3", "seed": "x", "steps": "7.5", "guidance": "nan"}, ("3", SEED, STEPS, 1.0)),
+        ({"digit": "<b>", "steps": "", "guidance": "inf", "more": "1"}, ("7", SEED, STEPS, 5)),
     ],
 )
 def test_a_link_is_clamped_never_an_error(query, expected):

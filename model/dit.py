@@ -17,7 +17,7 @@ from torch import nn
 from model import check
 from model.images import CLASSES, SIZE
 
-ONEDNN_TYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+ONEDNN_TYPES = (torch.float32, torch.bfloat16) if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ()
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

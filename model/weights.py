@@ -103,12 +103,18 @@ def read(folder: Path) -> tuple[DiT, dict]:
 
 
 def save(network: DiT, folder: Path, metrics: dict) -> None:
-    """Write a folder of weights in float16, with `metrics` and the hashes; an older folder is replaced in one move."""
+    """Write a folder of weights in float16, with `metrics` and the hashes; an older folder gives way once the new one is whole.
+
+    Raises OSError where it cannot be written.
+    """
     folder = Path(folder)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    copy.deepcopy(network).cpu().half().save_pretrained(new)
+    try:
+        copy.deepcopy(network).cpu().half().save_pretrained(new)
+    except SafetensorError as error:
+        raise OSError(f"no weights can be written to {folder}: {error}") from None
     (new / "README.md").unlink(missing_ok=True)  # the mixin's own card says nothing about these weights
     hashes = {name: sha256(new / name) for name in (CONFIG, TENSORS)}
     (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n")

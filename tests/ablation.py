@@ -22,7 +22,9 @@ def plain_linear(layer, x, gelu=False):
 
 
 def tanh_linear(layer, x, gelu=False):
-    return F.gelu(dit_linear(layer, x), approximate="tanh") if gelu else dit_linear(layer, x)
+    if not gelu:
+        return dit_linear(layer, x)
+    return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
 
 
 def modulate_apart(x, shift, scale):

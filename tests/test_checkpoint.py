@@ -1,9 +1,8 @@
 """Nothing is lost: checkpoints, kills, full disks, and two runs on one folder."""
 
 import json
-import resource
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -24,7 +23,9 @@ def test_checkpoint_falls_back_to_the_one_before(tmp_path):
         state, words = checkpoint.load(tmp_path)
         assert state["step"] == 1
         assert "damaged" in words
-    (tmp_path / "checkpoint.previous.pt").unlink()
+    (tmp_path / "checkpoint.previous.pt").rename(tmp_path / "checkpoint.pt.new")  # a kill just before the renaming
+    assert checkpoint.load(tmp_path)[0]["step"] == 1
+    (tmp_path / "checkpoint.pt.new").unlink()
     with pytest.raises(OSError, match="no whole checkpoint"):
         checkpoint.load(tmp_path)
 
@@ -32,6 +33,7 @@ def test_checkpoint_falls_back_to_the_one_before(tmp_path):
 @contextmanager
 def files_of_at_most(size: int):
     """The nearest thing to a full disk that every machine has."""
+    resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -54,15 +56,31 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(go, tmp_path
     assert checkpoint.load(run)[0]["step"] == 12
 
 
-def test_a_run_folder_that_vanishes_is_one_sentence(go, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_after_the_checkpoint_is_one_sentence_too(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=1) == 0
+    size = (tmp_path / "runs/a/weights/model.safetensors").stat().st_size
+
+    def narrow(self, summary=Run.summary):
+        stack.enter_context(files_of_at_most(size // 2))
+        return summary(self)
+
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "summary", narrow)
+        assert go("--resume", "runs/a", epochs=2) == 2
+    assert "no weights can be written to runs/a/weights" in capsys.readouterr().err
+    assert main(["--resume", "runs/a", "--epochs", "3"]) == 0
+
+
+@pytest.mark.parametrize("preview_every", [9, 0.75])
+def test_a_run_folder_that_vanishes_is_one_sentence(go, tmp_path, monkeypatch, capsys, preview_every):
     def vanish(self, advance=Run.advance):
         if self.step == 2:
             shutil.rmtree(self.folder)
         return advance(self)
 
     monkeypatch.setattr(Run, "advance", vanish)
-    assert go("--name", "a", epochs=2) == 2
-    assert "stopped at step 4, because runs/a is gone" in capsys.readouterr().err
+    assert go("--name", "a", epochs=2, preview_every=preview_every) == 2
+    assert f"stopped at step {3 if preview_every < 1 else 4}, because runs/a is gone" in capsys.readouterr().err
 
 
 def test_a_second_run_on_a_folder_is_refused_and_the_first_goes_on(go, root, tmp_path, capsys):
@@ -83,7 +101,9 @@ def test_a_second_run_on_a_folder_is_refused_and_the_first_goes_on(go, root, tmp
 )
 def test_a_killed_run_ends_bit_for_bit_like_one_left_alone(root, tmp_path, count, options):
     options = [f"--data-root={root}", "--epochs=1", "--blank-images=1000", *options]
-    assert benchmark.kills(count, options, tmp_path) == []
+    wrong, steps = benchmark.kills(count, options, tmp_path)
+    assert wrong == []
+    assert any(0 < step < 33 for step in steps), steps
     whole = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
     parts = [json.loads(line) for line in (tmp_path / "runs/killed/metrics.jsonl").open()]
     assert [row["loss"] for row in whole] == [row["loss"] for row in parts]

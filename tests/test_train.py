@@ -148,6 +148,19 @@ def test_resuming_equals_not_stopping(go, tmp_path, monkeypatch):
     assert len(rows[0]) == 5
 
 
+def test_a_preview_cut_by_a_kill_is_not_in_the_film(go, tmp_path):
+    assert go("--name", "a", epochs=1) == 0
+    (tmp_path / "runs/a/previews/.0000002.77.png").write_bytes(b"cut")
+    assert main(["--resume", "runs/a", "--epochs", "2"]) == 0
+
+
+def test_a_dry_run_writes_nothing(go, tmp_path, capsys):
+    assert go("--name", "a", "--dry-run", epochs=3) == 0
+    assert "12 steps of 32: 384 images of mnist" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    assert go("--resume", "runs/a", "--dry-run") == 2
+
+
 def test_a_longer_run_goes_on_from_a_finished_one(go, tmp_path):
     assert go("--name", "a", epochs=1) == 0
     assert main(["--resume", "runs/a", "--epochs", "2"]) == 0
@@ -188,7 +201,8 @@ def test_a_run_that_diverges_stops_with_step_and_rate(go, tmp_path, monkeypatch,
     assert go("--name", "a", epochs=20) == 2
     error = capsys.readouterr().err
     assert "step 10: the last 10 gradients were not finite" in error
-    assert "lower --lr" in error
+    assert "runs/a/weights" in error
+    assert "--init and a lower --lr" in error
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 import argparse
 import os
 import random
-import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +40,8 @@ def memory(device: torch.device) -> float:
     """GB that the training held at most: of the GPU what was reserved, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e9
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
@@ -89,10 +89,24 @@ def killed(folder: Path, count: int, options: list[str], seed: int = 0) -> list[
             raise OSError(f"the run {'did not go on' if begun else 'did not start'} after {kill} kills: {process.stderr.read()}")
         resumed.append(int(first.split()[-1]))
         if kill < count:
-            time.sleep(chance.uniform(0, 1.5))
-            os.kill(process.pid, signal.SIGKILL)
+            if chance.random() < 0.9:  # the others come before the first step
+                until_it_saves(folder, process)
+            time.sleep(chance.uniform(0, 0.5))
+            process.kill()
         process.communicate()
     return resumed
+
+
+def until_it_saves(folder: Path, process: subprocess.Popen) -> None:
+    """Wait for the next checkpoint, or the end of the process."""
+    newest = folder / "runs/killed" / checkpoint.NEWEST
+
+    def written():
+        return newest.stat().st_mtime_ns if newest.exists() else None
+
+    before = written()
+    while process.poll() is None and written() in (before, None):
+        time.sleep(0.01)
 
 
 def launch(folder: Path, arguments: list[str]) -> subprocess.Popen:
@@ -117,16 +131,14 @@ def different(folder: Path) -> list[str]:
     return names
 
 
-def kills(count: int, options: list[str], folder: Path) -> list[str]:
-    """Train a small run twice, once left alone and once killed `count` times: what differs, and a line for every kill printed."""
+def kills(count: int, options: list[str], folder: Path) -> tuple[list[str], list[int]]:
+    """Train a small run twice, once left alone and once killed `count` times: what differs, and the steps it went on from."""
     whole = launch(folder, ["--name", "whole", *SMALL_RUN, *options])
     errors = whole.communicate()[1]
     if whole.returncode:
         raise OSError(f"the run left alone failed: {errors}")
     steps = killed(folder, count, options)
-    for number, step in enumerate(steps[1:], 1):
-        print(f"kill {number}: went on from step {step}")
-    return different(folder)
+    return different(folder), steps[1:]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,7 +159,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         with tempfile.TemporaryDirectory() as folder:
             flags = [f"--data-root={Path(config.data_root).resolve()}", *([] if config.compile else ["--no-compile"])]
-            wrong = kills(count, flags, Path(folder))
+            wrong, steps = kills(count, [*flags, f"--device={config.device}"], Path(folder))
+        print(f"Went on from steps {', '.join(map(str, steps))}.")
         print("Differs: " + ", ".join(wrong) if wrong else f"Killed {count} times, it ended bit for bit like the run left alone.")
         return 1 if wrong else 0
 

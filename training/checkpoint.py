@@ -27,10 +27,12 @@ def save(folder: Path, state: dict) -> None:
             os.replace(folder / NEWEST, folder / PREVIOUS)
         os.replace(new, folder / NEWEST)
         flush(folder)
-    except (OSError, RuntimeError) as error:  # on a full disk torch raises a RuntimeError over the OSError
+    except (OSError, RuntimeError) as error:
         new.unlink(missing_ok=True)
-        reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError) and e.strerror), "the disk may be full")
-        raise OSError(f"no checkpoint can be written to {folder}: {reason}") from None
+        cause = error if isinstance(error, OSError) else error.__context__  # on a full disk torch raises a RuntimeError over the OSError
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"no checkpoint can be written to {folder}: {cause.strerror}") from None
 
 
 def flush(folder: Path) -> None:
@@ -49,7 +51,7 @@ def load(folder: Path) -> tuple[dict, str]:
     Raises OSError when none is whole.
     """
     damage = ""
-    for name in (NEWEST, PREVIOUS):
+    for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is whole where a kill came just before its renaming
         path = folder / name
         if not path.exists():
             continue

@@ -29,7 +29,10 @@ def samples(path: Path, pixels: torch.Tensor, labels: torch.Tensor, rows: int = 
 
 def growth(path: Path, previews: list[Path], seconds: float = 6.0) -> None:
     """The previews of a run, one after the other, as a GIF that plays for ever and rests on the last."""
-    frames = [Image.open(preview) for preview in previews]
+    frames = []
+    for preview in previews:
+        with Image.open(preview) as image:
+            frames.append(image.copy())
     each = max(60, round(1000 * seconds / len(frames)))
     with replacing(path) as new:
         frames[0].save(new, save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [2000], loop=0)

@@ -6,43 +6,54 @@ import torch
 import torch.distributed as dist
 
 
+def joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def join() -> None:
     """Become one of the processes that torchrun started, each with the GPU of its local rank where there are GPUs."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not joined():
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            if local_rank() >= torch.cuda.device_count():
+                raise ValueError(f"there are {torch.cuda.device_count()} GPUs here, and --nproc_per_node asks for more processes")
+            torch.cuda.set_device(local_rank())
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def leave() -> None:
-    if dist.is_initialized():
+    if joined():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if joined() else 0
+
+
+def local_rank() -> int:
+    """Of the processes of one machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def world() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if joined() else 1
 
 
 def wait() -> None:
     """Until all processes have come here."""
-    if dist.is_initialized():
+    if joined():
         dist.barrier()
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
     """The sum of the processes' values, in place and in all of them."""
-    if dist.is_initialized():
+    if joined():
         dist.all_reduce(value)
     return value
 
 
 def most(value: torch.Tensor) -> torch.Tensor:
     """The greatest of the processes' values, in place and in all of them."""
-    if dist.is_initialized():
+    if joined():
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value

@@ -104,7 +104,7 @@ class Run:
         self.preview_steps = max(1, round(config.preview_every * self.draws.steps_per_epoch))
         self.commit, self.before = commit(), before
         self.stopped_by: int | None = None
-        shared = self.network if ranks.world() == 1 else DistributedDataParallel(self.network)
+        shared = self.network if ranks.world() == 1 else DistributedDataParallel(self.network, broadcast_buffers=False)
         self.loss_of = make_loss(shared, config, self.device)
         if config.compile:
             self.loss_of = compiled(self.loss_of, self.device)
@@ -140,14 +140,17 @@ class Run:
                 bar.set_postfix(loss=f"{self.log(norm, rate):.4f}")
             if self.step % self.preview_steps == 0 and self.step < self.total:
                 self.preview()
-            if now - saved_at > config.checkpoint_every:
+            # Of several processes the first knows the sum of the losses only when they log.
+            if now - saved_at > config.checkpoint_every and (ranks.world() == 1 or self.step % config.log_every == 0):
                 self.save()
                 saved_at = now
         bar.close()
+        self.loss_sum = ranks.total(self.loss_sum) / ranks.world()
         self.save()
         if self.step == self.total:
             self.preview()
             self.look_back()
+        ranks.wait()
 
     def advance(self) -> tuple[torch.Tensor, float]:
         """One step; returns the norm of its gradient, still on the device, and its learning rate."""
@@ -161,10 +164,8 @@ class Run:
         return norm, rate
 
     def must_stop(self) -> bool:
-        """Whether a signal came; several processes agree on it when they log, so that all of them stop after the same step."""
+        """Whether a signal came; several processes agree on it, so that all of them stop after the same step."""
         if ranks.world() > 1:
-            if self.step % self.config.log_every:
-                return False
             self.stopped_by = int(ranks.most(torch.tensor(self.stopped_by or 0))) or None
         return self.stopped_by is not None
 
@@ -174,7 +175,8 @@ class Run:
         self.optimizer.grad_scale, self.optimizer.found_inf = None, not_finite
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        if self.device.type != "mps" or not not_finite.item():  # fused AdamW took no notice of found_inf on MPS until the middle of 2026
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.skipped = (self.skipped + 1) * not_finite
         self.loss_sum += loss.nan_to_num(0, 0, 0)
@@ -188,7 +190,7 @@ class Run:
         if self.skipped.item() >= NON_FINITE_LIMIT:
             raise ValueError(
                 f"step {self.step}: the last {int(self.skipped.item())} gradients were not finite at a learning rate of {rate:.1e}; "
-                f"the checkpoint in {self.folder} is the last good one, start from it with a lower --lr"
+                f"the weights in {self.folder / 'weights'} are the last good ones, start from them with --init and a lower --lr"
             )
         row = {"step": self.step, "images": self.step * self.config.batch, "loss": loss, "grad_norm": norm.item(), "lr": rate}
         self.note("metrics.jsonl", {**row, "seconds": round(self.seconds, 1)})
@@ -208,6 +210,7 @@ class Run:
         labels = torch.arange(len(images.CLASSES))
         *_, last = states(self.ema, labels, [config.seed] * len(labels), steps=20, guidance=config.default_guidance)
         pixels = images.to_pixels(last.x, config.pixel_mean, config.pixel_std)
+        (self.folder / "previews").mkdir(exist_ok=True)
         with replacing(self.folder / "previews" / f"{self.step:07d}.png") as new:
             images.sheet(pixels, columns=6, scale=4).save(new)
 
@@ -215,7 +218,7 @@ class Run:
         """The whole run at a glance: its previews one after the other, and its loss."""
         if not self.writes:
             return
-        pictures.growth(self.folder / "previews.gif", sorted((self.folder / "previews").glob("*.png")))
+        pictures.growth(self.folder / "previews.gif", sorted((self.folder / "previews").glob("[0-9]*.png")))
         rows = self.rows()
         try:
             if rows:
@@ -256,8 +259,8 @@ class Run:
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.before = state["step"], state["seconds"], state["before"]
-        self.loss_sum, self.skipped = (state[name].to(self.device) for name in ("loss_sum", "skipped"))
+        self.step, self.seconds, self.before = state["step"], state["seconds"], state.get("before")
+        self.loss_sum, self.skipped = (state.get(name, torch.zeros(())).to(self.device) for name in ("loss_sum", "skipped"))
         if self.writes:
             kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= self.step]
             with replacing(self.folder / "metrics.jsonl") as new:
@@ -283,11 +286,11 @@ class Run:
 
 
 def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """The data set; of several processes the first one downloads it where it is not there yet."""
-    if ranks.rank() > 0:
+    """The data set; of the processes of a machine the first one downloads it where it is not there yet."""
+    if ranks.local_rank() > 0:
         ranks.wait()
     loaded = data.load(config.data, config.data_root)
-    if ranks.rank() == 0:
+    if ranks.local_rank() == 0:
         ranks.wait()
     return loaded
 
@@ -319,11 +322,11 @@ def start(options: dict, folder: Path, preset: str, resume: bool) -> Run:
         claim(run)
         run.restore()
     else:
+        not_taken(folder)
         run = fresh(options, folder, preset)
         folder.mkdir(parents=True, exist_ok=True)
         claim(run)
-        if run.writes and (folder / "config.json").exists():
-            raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --name")
+        not_taken(folder)
         run.save()  # so that a folder with a config.json always has something to go on from
     ranks.wait()
     if run.writes:
@@ -332,10 +335,14 @@ def start(options: dict, folder: Path, preset: str, resume: bool) -> Run:
     return run
 
 
-def fresh(options: dict, folder: Path, preset: str) -> Run:
-    """A run at its first step, nothing of which is on the disk yet; raises ValueError or OSError."""
+def not_taken(folder: Path) -> None:
+    """Raise ValueError where a folder holds a run already."""
     if ranks.rank() == 0 and (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --name")
+
+
+def fresh(options: dict, folder: Path, preset: str) -> Run:
+    """A run at its first step, nothing of which is on the disk yet; raises ValueError or OSError."""
     config = Config(**{**PRESETS[preset], **options})
     network = before = None
     if config.init:
@@ -359,7 +366,7 @@ def claim(run: Run) -> None:
 
 
 def plan(run: Run) -> None:
-    """Say what the run would do, and do one step of it; nothing is written."""
+    """Say what the run would do, and do one step of it; nothing of it is written."""
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     state = 4 * 4 * parameters + run.draws.pixels.numel()  # parameters, two moments, the average, and the data set
     print(
@@ -379,20 +386,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="reference", help="where the other flags start from")
     parser.add_argument("--name", default="", help="the run is runs/NAME (default: the preset's name)")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
-    parser.add_argument("--dry-run", action="store_true", help="say what the run would do, do one step of it, and write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the run would do, and do one step of it; only the data set is fetched"
+    )
     add_options(parser)
     options = vars(parser.parse_args(argv))
     preset, name, resume, dry = (options.pop(key) for key in ("preset", "name", "resume", "dry_run"))
     with sentence_on_error(parser):
         ranks.join()
-        try:
-            folder = Path(resume) if resume else Path("runs") / (name or preset)
-            if dry:
-                plan(fresh(options, folder, preset))
-                return 0
-            return go(start(options, folder, preset, bool(resume)))
-        finally:
-            ranks.leave()
+        folder = Path(resume) if resume else Path("runs") / (name or preset)
+        if dry and resume:
+            raise ValueError("--dry-run is for a run that has not begun; leave out --resume")
+        if dry:
+            plan(fresh(options, folder, preset))
+            status = 0
+        else:
+            status = go(start(options, folder, preset, bool(resume)))
+        ranks.leave()  # not after an error: the others would have to come here too
+        return status
 
 
 def go(run: Run) -> int:

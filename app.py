@@ -127,23 +127,28 @@ class Studio:
     def many(self, labels, seed, steps, guidance):
         yield from generate.draw(self.network, labels, *generate.settings(seed, steps, guidance))
 
-    # ---- the API
+    # ---- the API; a guidance that is left out is the weights' own
 
-    def draw_api(self, digit: str, seed: int = 42, steps: int = 20, guidance: float = 1.0) -> list[list[int]]:
+    def own(self, guidance):
+        return self.start["guidance"] if guidance is None else guidance
+
+    def draw_api(self, digit: str, seed: int = 42, steps: int = 20, guidance: float | None = None) -> list[list[int]]:
         """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255 white."""
         with sentences():
-            return self.shoot(digit, seed, steps, guidance).digit.tolist()
+            return self.shoot(digit, seed, steps, self.own(guidance)).digit.tolist()
 
-    def steps_api(self, digit: str = "all", seed: int = 42, guidance: float = 1.0) -> dict[str, list]:
+    def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of steps."""
         with sentences():
-            return {str(count): pixels.tolist() for count, pixels, _ in self.compare(digit, seed, guidance)}
+            return {str(count): pixels.tolist() for count, pixels, _ in self.compare(digit, seed, self.own(guidance))}
 
-    def sheet_api(self, classes: str = "0-9", count: int = 100, seed: int = 42, steps: int = 20, guidance: float = 1.0) -> dict[str, list]:
+    def sheet_api(
+        self, classes: str = "0-9", count: int = 100, seed: int = 42, steps: int = 20, guidance: float | None = None
+    ) -> dict[str, list]:
         """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of seed + i."""
         with sentences():
             labels = self.labels(classes, count)
-            return {"images": torch.cat(list(self.many(labels, seed, steps, guidance))).tolist(), "labels": labels.tolist()}
+            return {"images": torch.cat(list(self.many(labels, seed, steps, self.own(guidance)))).tolist(), "labels": labels.tolist()}
 
     # ---- the tabs
 

@@ -32,28 +32,16 @@ START = {"digit": "7", "seed": 42, "steps": 20}  # what the page opens with; the
 MAX_SHEET = 400  # digits
 ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
 
-CSS = """
+CSS = (
+    show.CSS
+    + """
 .gradio-container { max-width: 900px !important; margin: 0 auto !important; }
-.pixels { image-rendering: pixelated; display: block; margin: 0 auto !important; border-radius: 4px; }
-.pixels { outline: 1px solid var(--border-color-primary); }
-.digit .pixels { width: 336px; max-width: 100%; aspect-ratio: 1; border-radius: 8px; }
-.digit p, .sheet p { text-align: center; margin: 8px 0 0 !important; }
-.digit p a, .sheet p a { margin: 0 .6em; }
 #status { text-align: center; font-size: 13px; }
 #busy { min-height: 24px !important; }
 #busy .wrap { position: static !important; background: none; opacity: 0; }
 #busy .wrap.translucent { opacity: 1; transition: opacity 1s ease-in; }
 #busy .wrap svg { display: none; }
 #busy .progress-text { position: static; transform: none; }
-.film h4 { margin: 0 !important; font-size: 13px; font-weight: 500; }
-.strip { display: grid; grid-template-columns: repeat(9, 1fr); gap: 6px; margin: 2px 0 10px; }
-.strip figure { margin: 0 !important; }
-.strip .pixels, .cells .pixels, .steps .pixels { width: 100%; aspect-ratio: 1; }
-.strip figcaption { text-align: center; font-size: 11px; font-variant-numeric: tabular-nums; }
-.steps { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; max-width: 640px; margin: 0 auto; }
-.steps div { display: grid; gap: 6px; text-align: center; font-size: 13px; }
-.cells { display: grid; gap: 3px; margin: 0 auto; }
-.cells a { display: block; padding: 0 !important; }
 .classes label { min-width: 44px; justify-content: center; }
 .classes label:has(:checked) { background: var(--color-accent) !important; color: white !important; }
 .classes label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
@@ -61,7 +49,7 @@ CSS = """
 .classes label span { margin: 0 !important; }
 footer .divider { display: none; }
 """
-
+)
 
 FONT = ("system-ui", "sans-serif")
 THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
@@ -74,6 +62,15 @@ FOLLOW = """(digit, seed, steps, guidance) => {
 COPY_LINK = (
     """() => navigator.clipboard ? navigator.clipboard.writeText(location.href) : prompt("The link to this digit:", location.href)"""
 )
+ARROWS = """() => document.addEventListener("keydown", event => {
+    const way = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];
+    if (!way || event.target.type !== "radio") return;
+    const all = [...event.target.closest(".classes").querySelectorAll("input")];
+    const next = all[(all.indexOf(event.target) + way + all.length) % all.length];
+    event.preventDefault();
+    next.focus();
+    next.click();
+})"""  # Gradio's radio buttons have a name each, so that the browser does not know them for a group
 
 
 # ---- what a link asks for
@@ -206,7 +203,7 @@ def build(studio: Studio) -> gr.Blocks:
     """The three tabs and the typed endpoints."""
     start = studio.start
     first = studio.draw_tab(*start.values(), False)
-    guidance_range = {"minimum": 0, "maximum": generate.MAX_GUIDANCE, "value": start["guidance"], "step": 0.1, "label": "Guidance"}
+    guidance_range = {"minimum": 0, "maximum": generate.MAX_GUIDANCE, "value": start["guidance"], "step": 0.05, "label": "Guidance"}
     steps_range = {"minimum": 1, "maximum": generate.MAX_STEPS, "value": start["steps"], "step": 1, "label": "Steps"}
     with gr.Blocks(title="Digits from noise") as page:
         gr.Markdown("# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step.")
@@ -244,6 +241,7 @@ def build(studio: Studio) -> gr.Blocks:
         gr.on([item.input for item in (*controls, velocity)], trigger_mode="always_last", **drawing).then(**follow)
         dice.click(new_seed, None, seed, **quiet).then(**drawing).then(**follow)
         page.load(studio.open_link, None, controls, **quiet).then(**drawing)
+        page.load(None, js=ARROWS, api_visibility="private")
         copy.click(**follow).then(None, js=COPY_LINK, api_visibility="private")
 
         with gr.Tab("Steps") as steps_page:

@@ -1,4 +1,4 @@
-"""What was drawn, as HTML: crisp pixels, the text that says what each picture shows, and files to keep."""
+"""What was drawn, as HTML and its style: crisp pixels, the text that says what each picture shows, and files to keep."""
 
 import base64
 import io
@@ -10,6 +10,23 @@ from model.film import Film
 from model.images import CLASSES
 
 FRAMES = 9  # pictures in a row of the film strip
+
+CSS = """
+.pixels { image-rendering: pixelated; display: block; margin: 0 auto !important; border-radius: 4px; }
+.pixels { outline: 1px solid var(--border-color-primary); }
+.digit .pixels { width: 336px; max-width: 100%; aspect-ratio: 1; border-radius: 8px; }
+.digit p, .sheet p { text-align: center; margin: 8px 0 0 !important; }
+.digit p a, .sheet p a { margin: 0 .6em; }
+.film h4 { margin: 0 !important; font-size: 13px; font-weight: 500; }
+.strip { display: grid; grid-template-columns: repeat(9, 1fr); gap: 6px; margin: 2px 0 10px; }
+.strip figure { margin: 0 !important; }
+.strip .pixels, .cells .pixels, .steps .pixels { width: 100%; aspect-ratio: 1; }
+.strip figcaption { text-align: center; font-size: 11px; font-variant-numeric: tabular-nums; }
+.steps { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; max-width: 640px; margin: 0 auto; }
+.steps div { display: grid; gap: 6px; text-align: center; font-size: 13px; }
+.cells { display: grid; gap: 3px; margin: 0 auto; }
+.cells a { display: block; padding: 0 !important; }
+"""
 
 
 def picture(data: bytes, text: str) -> str:

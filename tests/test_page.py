@@ -106,7 +106,13 @@ def test_a_class_by_keyboard(tab, network):
     tab.get_by_role("radio", name="7").first.focus()
     tab.keyboard.press("Tab")
     tab.keyboard.press("Space")
-    assert close(decoded(changed(tab, before)), digit(network, 8, SEED, STEPS))
+    eight = changed(tab, before)
+    assert close(decoded(eight), digit(network, 8, SEED, STEPS))
+    tab.keyboard.press("ArrowLeft")
+    seven = changed(tab, eight)
+    assert close(decoded(seven), digit(network, 7, SEED, STEPS))
+    tab.keyboard.press("ArrowDown")
+    assert close(decoded(changed(tab, seven)), digit(network, 8, SEED, STEPS))
 
 
 def test_the_dice_gives_another_seed_and_draws_it(tab, network):

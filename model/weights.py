@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,21 +108,31 @@ def save(network: DiT, folder: Path, metrics: dict) -> None:
 
     Raises OSError where it cannot be written.
     """
+    with replacing_folder(folder) as new:
+        try:
+            copy.deepcopy(network).cpu().half().save_pretrained(new)
+        except SafetensorError as error:
+            raise OSError(f"no weights can be written to {folder}: {error}") from None
+        (new / "README.md").unlink(missing_ok=True)  # the mixin's own card says nothing about these weights
+        hashes = {name: sha256(new / name) for name in (CONFIG, TENSORS)}
+        (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A path for a new folder, which takes the place of `folder` once the block has ended without an error."""
     folder = Path(folder)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        copy.deepcopy(network).cpu().half().save_pretrained(new)
-    except SafetensorError as error:
-        raise OSError(f"no weights can be written to {folder}: {error}") from None
-    (new / "README.md").unlink(missing_ok=True)  # the mixin's own card says nothing about these weights
-    hashes = {name: sha256(new / name) for name in (CONFIG, TENSORS)}
-    (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -140,11 +140,16 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(evaluate, "STEPS", (1, 2))
     monkeypatch.setattr(evaluate, "SCALES", (1.0, 2.0))
+    monkeypatch.setattr(evaluate, "SHIFTS", (3.0,))
+    monkeypatch.setattr(evaluate, "SHIFT_STEPS", (2,))
     monkeypatch.setattr(evaluate, "CAS_COUNT", {"other": 300})
     monkeypatch.setattr(evaluate, "CAS_STEPS", 2)
     monkeypatch.setattr(figures, "KERNEL_SUBSETS", 3)
     torch.manual_seed(0)
-    weights.save(DiT(width=16, depth=1, heads=1), tmp_path / "w", {"training": {"data": "mnist", "epochs": 1}})
+    network = DiT(width=16, depth=1, heads=1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # as it is born its velocity is 0, whatever the settings
+    weights.save(network, tmp_path / "w", {"training": {"data": "mnist", "epochs": 1}})
     return tmp_path / "w"
 
 
@@ -158,7 +163,14 @@ def test_the_headline_row_goes_into_the_metrics_of_the_weights(toy):
     metrics = json.loads((toy / "metrics.json").read_text())
     assert {name: metrics[name] for name in before} == before
     row = metrics["evaluation"]
-    expected = {"count": 300, "steps": 2, "guidance": 1.0, "seed": 0, "sha256": before["sha256"]["model.safetensors"]}
+    expected = {
+        "count": 300,
+        "steps": 2,
+        "guidance": 1.0,
+        "time_shift": 1.63206,
+        "seed": 0,
+        "sha256": before["sha256"]["model.safetensors"],
+    }
     assert row["settings"] == {**expected, "extractor": weights.sha256(extractor.PATH)}
     assert row["drawn"]["fd_ratio"] == pytest.approx(row["drawn"]["fd_train"] / row["real"]["fd_train"], rel=1e-3)
     assert set(row["drawn"]) >= {"fd_test", "kid", "precision", "recall", "density", "coverage", "accuracy", "copies", "copies_z"}
@@ -186,10 +198,13 @@ def test_a_stopped_sweep_goes_on_where_it_was(toy, monkeypatch):
     assert run(toy, "--full") == 0
     metrics = json.loads((toy / "metrics.json").read_text())
     assert metrics["sweeps"][:2] == first  # not measured again, and the point that both sweeps share is one row
-    assert [(row["settings"]["steps"], row["settings"]["guidance"]) for row in metrics["sweeps"][2:]] == [(2, 2.0)]
+    rest = [[row["settings"][name] for name in ("steps", "guidance", "time_shift")] for row in metrics["sweeps"][2:]]
+    assert rest == [[2, 2.0, 1.63206], [2, 1.0, 3.0]]
+    assert metrics["sweeps"][3]["drawn"] != metrics["sweeps"][1]["drawn"]  # the shift reaches the sampler
+    assert metrics["evaluation"]["settings"]["time_shift"] == 1.63206
     assert set(metrics["cas"][0]["drawn"]) == set(metrics["cas"][0]["real"]) == {"cas"}
     assert metrics["cas"][0]["settings"]["count"] == 300
-    assert {path.name for path in toy.glob("*.png")} == {"samples.png", "neighbours.png", "steps.png", "guidance.png"}
+    assert {path.name for path in toy.glob("*.png")} == {"samples.png", "neighbours.png", "steps.png", "guidance.png", "shift.png"}
 
 
 def test_rows_of_other_weights_are_never_used(toy, capsys):
@@ -230,7 +245,7 @@ def test_the_headline_of_samples_lies_beside_them(toy, tmp_path):
     np.savez(path, images=torch.cat([blank, pixels]), labels=torch.cat([torch.full((3,), 10), labels]))
     assert evaluate.main(["--samples", str(path), "--device", "cpu"]) == 0
     row = json.loads((path.parent / "metrics.json").read_text())["evaluation"]
-    assert row["settings"] | {"count": 600, "steps": None, "guidance": None} == row["settings"]
+    assert row["settings"] | {"count": 600, "steps": None, "guidance": None, "time_shift": None} == row["settings"]
     assert row["settings"]["sha256"] == weights.sha256(path)
     assert row["blank"] == {"black": {"count": 3, "mean": 0, "spread": 0, "worst": 0}}
     assert row["drawn"]["fd_test"] == pytest.approx(0, abs=1e-3)
@@ -241,7 +256,7 @@ def test_a_sorted_file_is_measured_in_the_proportions_of_the_training_set(tmp_pa
     labels = torch.arange(10).repeat_interleave(100)
     pixels = labels.to(torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)
     np.savez(tmp_path / "sorted.npz", images=pixels, labels=labels)
-    chosen, their_labels = FromFile(tmp_path / "sorted.npz").digits(500, None, None, 0)
+    chosen, their_labels = FromFile(tmp_path / "sorted.npz").digits(500, None, None, None, 0)
     share = torch.tensor(MNIST_HISTOGRAM) / sum(MNIST_HISTOGRAM)
     assert (their_labels.bincount() - share * 500).abs().max() <= 1
     assert (chosen[:, 0, 0] == their_labels).all()
@@ -305,7 +320,7 @@ def test_files_that_are_no_samples_get_a_sentence(tmp_path, capsys):
         (["--count", "20000"], "not 20000"),
         (["--steps", "0"], "steps must be a whole number from 1 to 50, not 0"),
         (["--guidance", "9"], "guidance must be a number from 0 to 5.0, not 9"),
-        (["--only", "steps,fid"], "--only takes headline, steps, guidance, cas, not fid"),
+        (["--only", "steps,fid"], "--only takes headline, steps, guidance, shift, cas, not fid"),
         (["--samples", "x.npz", "--only", "steps"], "nothing to sweep over"),
         (["--weights", "nowhere"], "nowhere"),
     ],

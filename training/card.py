@@ -35,14 +35,15 @@ PICTURES = (
     ),
     ("steps.png", "Steps", "The figures over the steps of the sampler."),
     ("guidance.png", "Guidance", "The figures over the guidance scale."),
+    ("shift.png", "Time shift", "The figures over the shift of the sampler's times towards the noise, for several numbers of steps."),
 )
 
 
 def cas_of(metrics: dict) -> dict | None:
     """The row of CAS that was drawn as the headline row was, if there is one."""
-    same = ("steps", "guidance", "sha256")
+    same = ("steps", "guidance", "time_shift", "sha256")
     wanted = metrics["evaluation"]["settings"]
-    rows = [row for row in metrics.get("cas", []) if all(row["settings"][name] == wanted[name] for name in same)]
+    rows = [row for row in metrics.get("cas", []) if all(row["settings"].get(name) == wanted.get(name) for name in same)]
     return rows[-1] if rows else None
 
 

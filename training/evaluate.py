@@ -1,6 +1,6 @@
 """Command: measure digits. `python -m training.evaluate --weights runs/first/weights`, or `--samples digits.npz` of anybody's.
 
-Writes metrics.json and pictures. The default is the headline row; `--full` adds sweeps over steps and guidance, and CAS.
+Writes metrics.json and pictures. The default is the headline row; `--full` adds sweeps over steps, guidance and time shift, and CAS.
 """
 
 import argparse
@@ -24,9 +24,11 @@ from training.card import results_table
 from training.subject import FEWEST, FromFile, FromWeights, in_proportion
 from training.train import commit, device_name
 
-PARTS = ("headline", "steps", "guidance", "cas")
+SWEEPS = ("steps", "guidance", "shift")
+PARTS = ("headline", *SWEEPS, "cas")
 STEPS = (1, 2, 3, 4, 8, 16, 20, 32, 50)
 SCALES = (0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+SHIFTS, SHIFT_STEPS = (1.0, 2.5, 4.0), (2, 4, 8, 20)  # beside the shift of the weights
 MOST = 10_000  # digits: the real test set, which stands beside them, has no more
 SWEEP_COUNT, CAS_COUNT = {"cuda": 10_000, "other": 2_000}, {"cuda": 60_000, "other": 10_000}  # digits, by what drawing them costs
 BLANKS = 50  # black images, and white ones
@@ -128,6 +130,7 @@ class Evaluation:
 
     def __init__(self, subject: FromWeights | FromFile, ruler: Ruler, results: Results, out: Path, drawing: dict, command: str):
         self.subject, self.ruler, self.results, self.out, self.drawing, self.command = subject, ruler, results, out, drawing, command
+        self.drawn = {}  # digits by how they were drawn: the headline's may be those of CAS too
 
     def row(self, part: str, measure: Callable, fresh: bool = False, **changed) -> dict:
         """The row of the settings with what is `changed` in them: the saved one, or drawn, measured and saved now."""
@@ -138,7 +141,10 @@ class Evaluation:
         if saved:
             return saved
         started = time.monotonic()
-        pixels, labels = self.subject.digits(**drawing)
+        how = tuple(drawing.values())
+        if how not in self.drawn:
+            self.drawn[how] = self.subject.digits(**drawing)
+        pixels, labels = self.drawn[how]
         drawn_at = time.monotonic()
         row = {
             "settings": wanted,
@@ -175,15 +181,20 @@ class Evaluation:
         present = {name: value for name, value in classes.items() if value[0] in labels}
         return {name: rounded(figures.flat(pixels[labels == label], level)) for name, (label, level) in present.items()}
 
-    def sweep(self, over: str, points: tuple, count: int) -> None:
-        """A row for each point of `steps` or of `guidance`, and their plot."""
+    def sweep(self, over: str, count: int) -> None:
+        """A row for each point of `steps`, `guidance` or `shift`, and their plot."""
 
         def measure(pixels, labels):
             drawn, real, _ = self.ruler.compare(pixels, labels)
             return {"drawn": rounded(drawn), "real": rounded(real)}
 
-        rows = [self.row("sweeps", measure, count=count, **{over: point}) for point in points]
-        pictures.sweep(self.out / f"{over}.png", over, rows)
+        if over == "shift":
+            name, shifts = "time_shift", sorted({*SHIFTS, self.drawing["time_shift"]})
+            points = [{"steps": steps, "time_shift": shift} for steps in SHIFT_STEPS for shift in shifts]
+        else:
+            name, points = over, [{over: point} for point in {"steps": STEPS, "guidance": SCALES}[over]]
+        rows = [self.row("sweeps", measure, count=count, **point) for point in points]
+        pictures.sweep(self.out / f"{over}.png", name, rows)
 
     def cas(self, count: int) -> None:
         def measure(pixels, labels):
@@ -194,15 +205,15 @@ class Evaluation:
 
 
 def parts_of(options: argparse.Namespace) -> list[str]:
-    """Which of the four parts to measure, in their order; raises ValueError for one that is not there."""
+    """Which of the parts to measure, in their order; raises ValueError for one that is not there."""
     asked = options.only.split(",") if options.only else PARTS if options.full else ["headline"]
     foreign = sorted(set(asked) - set(PARTS))
     if foreign:
         raise ValueError(f"--only takes {', '.join(PARTS)}, not {', '.join(foreign)}")
     if options.samples:
-        if options.only and {"steps", "guidance"} & set(asked):
+        if options.only and set(SWEEPS) & set(asked):
             raise ValueError("--samples are drawn already: there is nothing to sweep over; --only takes headline and cas")
-        asked = set(asked) - {"steps", "guidance"}
+        asked = set(asked) - set(SWEEPS)
     return [part for part in PARTS if part in asked]
 
 
@@ -235,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
             guidance = subject.guidance if options.guidance is None else guidance
         out = options.out or subject.folder or Path("out")
         results = Results(out / weights.METRICS, subject)
-        drawing = {"count": count, "steps": steps, "guidance": guidance, "seed": seed}
+        drawing = {"count": count, "steps": steps, "guidance": guidance, "time_shift": subject.time_shift, "seed": seed}
         command = " ".join(["python -m training.evaluate", *(sys.argv[1:] if argv is None else argv)])
         where = "cuda" if device.type == "cuda" else "other"
         try:
@@ -246,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
                 elif part == "cas":
                     evaluation.cas(CAS_COUNT[where])
                 else:
-                    evaluation.sweep(part, {"steps": STEPS, "guidance": SCALES}[part], min(count, SWEEP_COUNT[where]))
+                    evaluation.sweep(part, min(count, SWEEP_COUNT[where]))
         except KeyboardInterrupt:
             print(f"\nStopped. What was done is in {results.path}; the same command goes on from there.")
             return 130

@@ -14,7 +14,8 @@ PANELS = (  # figure, title, the better end, whether it is a share
     ("coverage", "coverage", "higher is better", True),
     ("accuracy", "class accuracy", "higher is better", True),
 )
-TICKS = {"steps": (1, 2, 4, 8, 16, 32, 50), "guidance": (0, 1, 2, 3, 4)}
+TICKS = {"steps": (1, 2, 4, 8, 16, 32, 50), "guidance": (0, 1, 2, 3, 4), "time_shift": (1, 2, 3, 4)}
+BLUES = ("#a9c7ee", "#6ea0dd", "#3f7fcd", BLUE, "#0f3a7a")  # of lines with ever more steps
 
 
 def samples(path: Path, pixels: torch.Tensor, labels: torch.Tensor, rows: int = 10) -> None:
@@ -80,23 +81,30 @@ def neighbours(path: Path, pixels: torch.Tensor, labels: torch.Tensor, distance:
 
 
 def sweep(path: Path, over: str, rows: list[dict]) -> None:
-    """Distance, coverage and accuracy over `steps` or `guidance`, with the real test digits as a dashed line."""
+    """Distance, coverage and accuracy over `steps`, `guidance`, or, a line for each number of steps, over `time_shift`.
+
+    The real test digits are a dashed line.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter
     from matplotlib.transforms import offset_copy
 
-    points, settings = [row["settings"][over] for row in rows], rows[0]["settings"]
-    fixed = f"guidance {settings['guidance']:g}" if over == "steps" else f"{settings['steps']} steps"
+    settings, lines = rows[0]["settings"], {}
+    for row in rows:
+        lines.setdefault(row["settings"]["steps"] if over == "time_shift" else None, []).append(row)
+    fixed = f"{settings['steps']} steps" if over == "guidance" else f"guidance {settings['guidance']:g}"
     figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.8), dpi=150, layout="constrained")
     for axis, (name, title, better, share) in zip(axes, PANELS, strict=True):
         real = rows[0]["real"][name]
         axis.axhline(real, color=PALE, linestyle=(0, (5, 4)), linewidth=1.2)
         above = offset_copy(axis.get_yaxis_transform(), figure, y=4, units="points")
         axis.text(0.02, real, "real digits", transform=above, fontsize=9, color=PALE)
-        axis.plot(points, [row["drawn"][name] for row in rows], color=BLUE, linewidth=2, marker="o", markersize=5, clip_on=False)
+        for (steps, line), colour in zip(lines.items(), BLUES if len(lines) > 1 else (BLUE,), strict=False):
+            points, values = [row["settings"][over] for row in line], [row["drawn"][name] for row in line]
+            axis.plot(points, values, color=colour, linewidth=2, marker="o", markersize=5, clip_on=False, label=f"{steps} steps")
         axis.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
         axis.set_title(better, loc="right", fontsize=9, color=PALE)
-        axis.set_xlabel(f"{over}  ({fixed}, {settings['count']:,} digits a point)", fontsize=10, color=INK)
+        axis.set_xlabel(f"{over.replace('_', ' ')}  ({fixed}, {settings['count']:,} digits a point)", fontsize=10, color=INK)
         if over == "steps":
             axis.set_xscale("log", base=2)
         axis.xaxis.set_major_locator(FixedLocator(TICKS[over]))
@@ -112,6 +120,9 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
             axis.yaxis.set_major_formatter("{x:g}")
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(colors=INK, labelsize=9)
+    if len(lines) > 1:
+        figure.set_figwidth(13)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, labelcolor=INK)
     write(figure, path)
 
 

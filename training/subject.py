@@ -27,22 +27,24 @@ class FromWeights:
         self.sha256 = kept or weights.sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
         self.network, self.name = loaded.network, loaded.source
         self.available, self.guidance = sum(MNIST_HISTOGRAM), loaded.network.default_guidance
+        self.time_shift = loaded.network.time_shift
         self.metrics = {key: loaded.metrics[key] for key in ("training", "sha256") if key in loaded.metrics}
         taught = loaded.metrics.get("training", {}).get("data", "mnist")
         if taught != "mnist":
             raise ValueError(f"{where} was trained on {taught}, and everything here is compared with MNIST")
 
-    def digits(self, count: int, steps: int, guidance: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def digits(self, count: int, steps: int, guidance: float, time_shift: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` digits uint8 `[count, 28, 28]` and their labels, in the proportions of the training set."""
         labels = parse_labels("mnist", count, seed)
-        return self.draw(labels, steps, guidance, seed), labels
+        return self.draw(labels, steps, guidance, time_shift, seed), labels
 
-    def blanks(self, count: int, steps: int, guidance: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def blanks(self, count: int, steps: int, guidance: float, time_shift: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` black and as many white images, and their labels; none where the network knows no such classes."""
         labels = torch.tensor([images.BLACK, images.WHITE]).repeat(count if self.network.null_label > images.WHITE else 0)
-        return self.draw(labels, steps, guidance, seed), labels
+        return self.draw(labels, steps, guidance, time_shift, seed), labels
 
-    def draw(self, labels: torch.Tensor, steps: int, guidance: float, seed: int) -> torch.Tensor:
+    def draw(self, labels: torch.Tensor, steps: int, guidance: float, time_shift: float, seed: int) -> torch.Tensor:
+        self.network.time_shift = time_shift
         chunks = [torch.empty(0, images.SIZE, images.SIZE, dtype=torch.uint8)]
         with tqdm(total=len(labels), desc=f"drawing, {steps} steps, guidance {guidance:g}", unit="digit", dynamic_ncols=True) as bar:
             for chunk in draw(self.network, labels, seed, steps, guidance):
@@ -57,15 +59,15 @@ class FromFile:
     def __init__(self, path: Path):
         self.pixels, self.labels = read_samples(path)
         self.folder, self.name, self.sha256, self.metrics = path.parent, path.name, weights.sha256(path), {}
-        self.available, self.guidance = int((self.labels < images.BLACK).sum()), None
+        self.available, self.guidance, self.time_shift = int((self.labels < images.BLACK).sum()), None, None
 
-    def digits(self, count: int, steps: None, guidance: None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def digits(self, count: int, steps: None, guidance: None, time_shift: None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` of the digits, in the proportions of the training set as far as the file has them."""
         of_digits = self.labels < images.BLACK
         pixels, labels = in_proportion(self.pixels[of_digits], self.labels[of_digits], seed)
         return pixels[:count], labels[:count]
 
-    def blanks(self, count: int, steps: None, guidance: None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def blanks(self, count: int, steps: None, guidance: None, time_shift: None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All black and white images of the file."""
         chosen = self.labels >= images.BLACK
         return self.pixels[chosen], self.labels[chosen]

@@ -16,7 +16,7 @@ CSS = """
 .pixels { outline: 1px solid var(--border-color-primary); }
 .digit .pixels { width: 336px; max-width: 100%; aspect-ratio: 1; border-radius: 8px; }
 .digit p, .sheet p { text-align: center; margin: 8px 0 0 !important; }
-.digit p a, .sheet p a { margin: 0 .6em; }
+.digit p a, .sheet p a { margin: 0 .6em; white-space: nowrap; }
 .film h4 { margin: 0 !important; font-size: 13px; font-weight: 500; }
 .strip { display: grid; grid-template-columns: repeat(9, 1fr); gap: 6px; margin: 2px 0 10px; }
 .strip figure { margin: 0 !important; }

@@ -12,6 +12,7 @@ VIEWS = {  # file: width, colour scheme, tab
     ROOT / "out/phone.png": (375, "light", "Draw"),
     ROOT / "out/steps.png": (1000, "light", "Steps"),
     ROOT / "out/sheet.png": (1000, "dark", "Sheet"),
+    ROOT / "out/phone-sheet.png": (375, "dark", "Sheet"),
 }
 
 

@@ -44,7 +44,7 @@ def add(folder: Path, **parts) -> None:
 
 
 def test_the_table_shows_drawn_beside_real():
-    cas = [{**row(guidance=2.0), "drawn": {"cas": 0.5}, "real": {"cas": 0.5}}, {**row(), "drawn": {"cas": 0.981}, "real": {"cas": 0.994}}]
+    cas = [{**row(), "drawn": {"cas": 0.981}, "real": {"cas": 0.994}}, {**row(guidance=2.0), "drawn": {"cas": 0.5}, "real": {"cas": 0.5}}]
     lines = card.results_table({"evaluation": row(), "cas": cas}).splitlines()
     assert "| FD ÷ floor | 1.23 | 1.00 |" in lines
     assert "| class accuracy | 99.21% | 99.57% |" in lines

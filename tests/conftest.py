@@ -67,6 +67,7 @@ def page_url(tmp_path_factory):
 
 
 TINY = {
+    "device": "cpu",
     "width": 32,
     "depth": 1,
     "heads": 2,

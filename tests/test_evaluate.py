@@ -60,6 +60,13 @@ def test_features_have_the_spread_of_the_training_set_as_their_unit(ruler):
     assert ruler.train_features.var(0).mean().item() == pytest.approx(1, rel=1e-2)
 
 
+def test_an_extractor_that_has_lost_its_eyes_measures_nothing(ruler, monkeypatch):
+    spoiled = extractor.Extractor().eval()
+    monkeypatch.setattr(extractor, "load", lambda device: (spoiled, ruler.notes))
+    with pytest.raises(ValueError, match=r"is damaged: it names .* once it was 99\.71%"):
+        evaluate.Ruler(torch.device("cpu"), str(ROOT / "data"))
+
+
 def test_torchmetrics_takes_the_extractor_itself(ruler):
     from torchmetrics.image.fid import FrechetInceptionDistance
 

@@ -1,6 +1,7 @@
 import argparse
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from model.generate import MNIST_HISTOGRAM
 from tests.conftest import TINY
 from training import checkpoint, data, train
 from training.config import PRESETS, Config, add_options
+from training.defaults import set_defaults
 from training.train import Run, learning_rate, main, make_loss, start, update_ema
 
 
@@ -88,7 +90,7 @@ def test_average_has_its_half_life():
     nn.init.zeros_(average.weight)
     nn.init.ones_(network.weight)
     for step in range(1, 11):
-        update_ema(average, network, 10 * step, config)
+        update_ema(average, network, 10 * step, config, torch.ones(()))
     assert average.weight.item() == pytest.approx(0.5)
 
 
@@ -98,7 +100,7 @@ def test_average_of_a_short_run_forgets_the_start():
     nn.init.zeros_(average.weight)
     nn.init.ones_(network.weight)
     for step in range(1, 101):
-        update_ema(average, network, 10 * step, config)
+        update_ema(average, network, 10 * step, config, torch.ones(()))
     assert average.weight.item() > 0.999
 
 
@@ -170,12 +172,13 @@ def test_a_longer_run_goes_on_from_a_finished_one(go, tmp_path):
 
 def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     assert go("--name", "a", epochs=1) == 0
+    set_defaults(tmp_path / "runs/a/weights", time_shift=3.0)  # the sampler's, and not what it is trained with
     options = {"batch": 32, "data_root": root, "init": str(tmp_path / "runs/a/weights")}
     run = start(options, tmp_path / "runs/b", "reference", False)
     before = weights.load(str(tmp_path / "runs/a/weights"), dtype=torch.float32).network.state_dict()
     for name, tensor in run.network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert (run.step, run.config.width) == (0, TINY["width"])
+    assert (run.step, run.config.width, run.network.time_shift) == (0, TINY["width"], Config.time_shift)
     run.lock.release()
     assert main(["--resume", "runs/b", "--epochs=1", "--no-compile"]) == 0  # an older training is not forgotten on the way
     after = weights.load(str(tmp_path / "runs/b/weights")).metrics["training"]
@@ -194,6 +197,44 @@ def test_a_gradient_that_is_not_finite_changes_nothing(root, tmp_path):
         run.update(torch.tensor(value), norm, 1e-3)
         assert all(torch.equal(*pair) for pair in zip(before, run.network.parameters(), strict=True)) == same
         assert run.skipped.item() == same
+
+
+def test_skipped_steps_leave_average_and_log_alone(go, tmp_path, monkeypatch):
+    """The loss is the mean of the finite steps, the others are counted, and no line has a NaN in it."""
+    averages, losses = [], []
+
+    def advance(self, advance=Run.advance):
+        honest = self.loss_of
+        if self.step in (1, 2, 3):
+            self.loss_of = lambda *draw: honest(*draw) * torch.nan
+        else:
+            self.loss_of = lambda *draw: losses.append(honest(*draw)) or losses[-1]
+        result = advance(self)
+        self.loss_of = honest
+        averages.append([parameter.clone() for parameter in self.ema.parameters()])
+        return result
+
+    monkeypatch.setattr(Run, "advance", advance)
+    assert go("--name", "a", epochs=1.5) == 0
+    same = [all(torch.equal(*pair) for pair in zip(before, after, strict=True)) for before, after in pairwise(averages)]
+    assert same == [True, True, True, False, False]
+    strict = {"parse_constant": lambda word: pytest.fail(word)}
+    rows = [json.loads(line, **strict) for line in (tmp_path / "runs/a/metrics.jsonl").open()]
+    assert [row["skipped"] for row in rows] == [1, 2, 0]
+    assert [row["loss"] for row in rows[:2]] == [pytest.approx(losses[0].item()), None]
+    assert rows[1]["grad_norm"] is None
+    assert rows[2]["loss"] == pytest.approx((losses[1] + losses[2]).item() / 2)
+
+
+def test_going_on_with_a_finished_run_keeps_what_was_measured(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=1) == 0
+    (tmp_path / "runs/a/weights/samples.png").write_bytes(b"measured for hours")
+    assert main(["--resume", "runs/a"]) == 0
+    assert (tmp_path / "runs/a/weights/samples.png").read_bytes() == b"measured for hours"
+    with pytest.raises(SystemExit):
+        main(["--resume", "runs/a", "--epochs", "0.5"])
+    assert "is at step 4 already, and 0.5 epochs end at step 2" in capsys.readouterr().err
+    assert Config.load(tmp_path / "runs/a/config.json").epochs == 1
 
 
 def test_a_run_that_diverges_stops_with_step_and_rate(go, tmp_path, monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """Command: how fast this machine trains, and whether a killed run loses anything. `python -m training.benchmark [--kills 20]`"""
 
 import argparse
+import gc
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from model.command import sentence_on_error
 from model.device import pick
 from training import checkpoint
 from training.config import PRESETS, Config, add_options
-from training.train import Run, make_loss
+from training.train import Run, make_loss, memory
 
 SMALL_RUN = ("--width=64", "--depth=2", "--batch=64", "--warmup-steps=10", "--log-every=5", "--epochs=0.25", "--checkpoint-every=0")
 
@@ -34,15 +36,6 @@ def milliseconds(run: Run, budget: float) -> float:
 
     steps(3)
     return 1e3 * steps(max(3, round(budget / steps(2))))
-
-
-def memory(device: torch.device) -> float:
-    """GB that the training held at most: of the GPU what was reserved, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 1e9
-    import resource  # which Windows has not
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def row(name: str, run: Run, highest: float, budget: float) -> tuple[str, float]:
@@ -64,6 +57,8 @@ def table(config: Config, budget: float) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     line, fast = row("the trainer", run, fast_peak, budget)
+    del run
+    forget()
     plain = Run(replace(config, compile=False), Path("unwritten"))
     plain.loss_of = make_loss(plain.network, config, plain.device, bfloat16=False)
     second, slow = row("plain eager float32", plain, slow_peak, budget)
@@ -75,10 +70,20 @@ def table(config: Config, budget: float) -> list[str]:
     ]
 
 
+def forget() -> None:
+    """Let go of what a run that is no longer needed has left in memory."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def killed(folder: Path, count: int, options: list[str], seed: int = 0) -> list[int]:
     """Train a small run that is killed `count` times at random moments and resumed each time; the steps it went on from.
 
     It writes a checkpoint after every step, so that many of the kills fall into the writing of one.
+    Raises OSError where it ends before it was killed as often.
     """
     chance, resumed = random.Random(seed), []
     for kill in range(count + 1):
@@ -89,11 +94,14 @@ def killed(folder: Path, count: int, options: list[str], seed: int = 0) -> list[
             raise OSError(f"the run {'did not go on' if begun else 'did not start'} after {kill} kills: {process.stderr.read()}")
         resumed.append(int(first.split()[-1]))
         if kill < count:
-            if chance.random() < 0.9:  # the others come before the first step
+            total = int(first.split(": ")[1].split()[0].replace(",", ""))
+            for _ in range(chance.randrange(max(2, total // (2 * count)))):  # of none, the kill comes before the first step
                 until_it_saves(folder, process)
-            time.sleep(chance.uniform(0, 0.5))
+            time.sleep(chance.uniform(0, 0.1))
             process.kill()
         process.communicate()
+        if kill < count and process.returncode != -signal.SIGKILL:
+            raise OSError(f"the run came to its end after {kill} kills already")
     return resumed
 
 
@@ -119,7 +127,7 @@ def launch(folder: Path, arguments: list[str]) -> subprocess.Popen:
 def different(folder: Path) -> list[str]:
     """What the run killed and the run left alone do not agree on to the bit."""
     left, right = (checkpoint.load(folder / "runs" / name)[0] for name in ("whole", "killed"))
-    names = [name for name in ("step", "loss_sum", "skipped") if left[name] != right[name]]
+    names = [name for name in ("step", "loss_sum", "missed", "skipped") if left[name] != right[name]]
     for part in ("network", "ema"):
         names += [f"{part}.{name}" for name, tensor in left[part].items() if not torch.equal(tensor, right[part][name])]
     for index, moments in left["optimizer"]["state"].items():
@@ -157,6 +165,9 @@ def main(argv: list[str] | None = None) -> int:
             lines = table(config, budget)
             print(machine(pick(config.device)), *lines, sep="\n")
             return 0
+        foreign = sorted(set(options) - {"data_root", "compile", "device"})
+        if foreign or preset:
+            raise ValueError(f"--kills trains a small run of its own; leave out {', '.join(foreign or ['preset'])}")
         with tempfile.TemporaryDirectory() as folder:
             flags = [f"--data-root={Path(config.data_root).resolve()}", *([] if config.compile else ["--no-compile"])]
             wrong, steps = kills(count, [*flags, f"--device={config.device}"], Path(folder))

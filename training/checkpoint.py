@@ -59,7 +59,13 @@ def load(folder: Path) -> tuple[dict, str]:
             with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums, zipfile does
                 if archive.testzip() is None:
                     return torch.load(path, map_location="cpu", weights_only=True), damage
-        except (zipfile.BadZipFile, RuntimeError, EOFError):
-            pass
+        except MemoryError:
+            raise
+        except Exception as error:  # a flipped bit may raise anything
+            readable = not isinstance(error, OSError)
+        else:
+            readable = True
+        if readable:  # else the next checkpoint would push it over the whole one
+            os.replace(path, path.with_name(path.name + ".damaged"))
         damage = f"{path} is damaged; going on from the checkpoint before it."
     raise OSError(f"{folder} holds no whole checkpoint to resume from")

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import shlex
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -59,6 +61,9 @@ class Config:
         for name in ("epochs", "batch", "lr", "clip", "ema_images", "ema_ramp", "log_every", "preview_every", "time_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, not {value!r}")
         for name in ("label_drop", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)!r}")
@@ -73,9 +78,12 @@ class Config:
         return {name: getattr(self, name) for name in NETWORK}
 
     def command(self) -> str:
-        """The line that starts this run anew, whatever presets and resumptions it went through."""
-        flags = [f"--{name.replace('_', '-')} {value}" for name, value in asdict(self).items() if value != getattr(Config, name)]
-        return " ".join(["python -m training.train", *flags]).replace("--compile False", "--no-compile")
+        """The line that starts a run of this configuration, whatever presets it came from."""
+        words = ["python", "-m", "training.train"]
+        for name, value in asdict(self).items():
+            if value != getattr(Config, name):
+                words += ["--no-compile"] if name == "compile" else [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join(words)
 
     def save(self, path: Path) -> None:
         with replacing(path) as new:
@@ -90,7 +98,8 @@ class Config:
             raise ValueError(f"{path} is no configuration of this trainer") from None
 
 
-NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "time_shift", "default_guidance")
+ARCHITECTURE = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # what a warm start takes over
+NETWORK = (*ARCHITECTURE, "time_shift", "default_guidance")
 
 # What a resumed run may change: how long it goes on, and what leaves every step as it was.
 RESUMABLE = {"epochs", "decay_share", "device", "compile", "log_every", "preview_every", "checkpoint_every", "data_root"}

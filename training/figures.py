@@ -92,9 +92,8 @@ def nearest(pixels: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor,
 def copies(drawn: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
     """Share of images suspiciously near to the training set, from nearest distances of `drawn` `[M]` and of real test images `[N]`.
 
-    Suspicious is nearer than 1 % of the real test images are. Real images beside it: each half of them (every other one,
-    for the test set is harder towards its end) under the other half's limit. `z` is the Mann–Whitney score of all
-    distances: below 0 the drawn ones are nearer.
+    Suspicious is nearer than 1 % of the real test images are. Real images beside it: each half of them, every other one, under
+    the other half's limit. `z` is the Mann–Whitney score of all distances: below 0 the drawn ones are nearer.
     """
     first, second = real[::2], real[1::2]
     held_back = torch.cat([first < second.quantile(0.01), second < first.quantile(0.01)])

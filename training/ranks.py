@@ -10,14 +10,18 @@ def joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def join() -> None:
-    """Become one of the processes that torchrun started, each with the GPU of its local rank where there are GPUs."""
+def join(device: str) -> None:
+    """Become one of the processes that torchrun started; on GPUs (`auto` where there are any, or `cuda`) each has that of its local rank.
+
+    Raises ValueError for more processes than GPUs.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not joined():
-        if torch.cuda.is_available():
+        on_gpus = torch.cuda.is_available() and device in ("auto", "cuda")
+        if on_gpus:
             if local_rank() >= torch.cuda.device_count():
                 raise ValueError(f"there are {torch.cuda.device_count()} GPUs here, and --nproc_per_node asks for more processes")
             torch.cuda.set_device(local_rank())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
 
 
 def leave() -> None:
@@ -37,6 +41,14 @@ def local_rank() -> int:
 def world() -> int:
     """How many processes there are."""
     return dist.get_world_size() if joined() else 1
+
+
+def launcher() -> str:
+    """The beginning of the line that starts as many processes again, on one machine or on each of several."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not joined():
+        return "python"
+    return f"torchrun --nproc_per_node={here}" if here == world() else f"torchrun --nnodes={world() // here} --nproc_per_node={here} …"
 
 
 def wait() -> None:

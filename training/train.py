@@ -8,6 +8,7 @@ among N processes.
 import argparse
 import copy
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from model.dit import DiT
 from model.files import replacing
 from model.generate import states
 from training import checkpoint, data, pictures, ranks
-from training.config import NETWORK, PRESETS, RESUMABLE, Config, add_options
+from training.config import ARCHITECTURE, PRESETS, RESUMABLE, Config, add_options
 
 NON_FINITE_LIMIT = 10  # steps in a row, after which a run is not worth going on
 
@@ -70,10 +71,16 @@ def learning_rate(step: int, total: int, config: Config) -> float:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Config) -> None:
-    """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv 2312.02696, §3)."""
+def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Config, finite: torch.Tensor) -> None:
+    """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv 2312.02696, §3).
+
+    `finite` is 1 or, on the same device, 0 for a step that was skipped: it leaves the average alone, without the host looking.
+    """
     half_life = min(config.ema_images, config.ema_ramp * images_seen)
-    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - 0.5 ** (config.batch / half_life))
+    average = list(ema.parameters())
+    way = torch._foreach_sub(list(network.parameters()), average)
+    torch._foreach_mul_(way, (1 - 0.5 ** (config.batch / half_life)) * finite)
+    torch._foreach_add_(average, way)
 
 
 class Run:
@@ -94,6 +101,7 @@ class Run:
         )
         self.step, self.seconds = 0, 0.0
         self.loss_sum = torch.zeros((), device=self.device)  # since the last line of metrics.jsonl
+        self.missed = torch.zeros((), device=self.device)  # steps since then that were not finite
         self.skipped = torch.zeros((), device=self.device)  # steps in a row that were not finite
 
         pixels, labels = data.with_blanks(*load_once(config), config.blank_images)
@@ -133,6 +141,7 @@ class Run:
             self.preview()
         while self.step < self.total and not self.must_stop():
             norm, rate = self.advance()
+            self.hold()
             now = time.monotonic()
             self.seconds = seconds_before + now - started
             bar.update(config.batch)
@@ -160,7 +169,7 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip, foreach=True)
         self.update(loss.detach(), norm, rate)
         self.step += 1
-        update_ema(self.ema, self.network, self.step * self.config.batch, self.config)
+        update_ema(self.ema, self.network, self.step * self.config.batch, self.config, norm.isfinite().to(norm.dtype))
         return norm, rate
 
     def must_stop(self) -> bool:
@@ -179,20 +188,28 @@ class Run:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.skipped = (self.skipped + 1) * not_finite
-        self.loss_sum += loss.nan_to_num(0, 0, 0)
+        self.missed += not_finite
+        self.loss_sum += torch.where(not_finite > 0, 0, loss)
 
     # ---- what a run leaves behind
 
     def log(self, norm: torch.Tensor, rate: float) -> float:
-        """Write a line of metrics.jsonl and return the mean loss since the last one; raises ValueError once nothing is finite."""
-        loss = ranks.total(self.loss_sum).item() / self.config.log_every / ranks.world()
+        """Write a line of metrics.jsonl and return the mean loss of the finite steps since the last one (NaN, and null there, of none).
+
+        Raises ValueError once nothing is finite any more.
+        """
+        missed = int(self.missed.item())
+        steps = self.config.log_every - missed
+        loss = ranks.total(self.loss_sum).item() / steps / ranks.world() if steps else math.nan
         self.loss_sum.zero_()
+        self.missed.zero_()
         if self.skipped.item() >= NON_FINITE_LIMIT:
             raise ValueError(
                 f"step {self.step}: the last {int(self.skipped.item())} gradients were not finite at a learning rate of {rate:.1e}; "
                 f"the weights in {self.folder / 'weights'} are the last good ones, start from them with --init and a lower --lr"
             )
-        row = {"step": self.step, "images": self.step * self.config.batch, "loss": loss, "grad_norm": norm.item(), "lr": rate}
+        found = {name: value if math.isfinite(value) else None for name, value in (("loss", loss), ("grad_norm", norm.item()))}
+        row = {"step": self.step, "images": self.step * self.config.batch, **found, "lr": rate, "skipped": missed}
         self.note("metrics.jsonl", {**row, "seconds": round(self.seconds, 1)})
         return loss
 
@@ -219,7 +236,7 @@ class Run:
         if not self.writes:
             return
         pictures.growth(self.folder / "previews.gif", sorted((self.folder / "previews").glob("[0-9]*.png")))
-        rows = self.rows()
+        rows = [row for row in self.rows() if row["loss"] is not None]
         try:
             if rows:
                 pictures.loss_curve(self.folder / "loss.png", rows)
@@ -245,11 +262,25 @@ class Run:
                 "step": self.step,
                 "seconds": self.seconds,
                 "loss_sum": self.loss_sum,
+                "missed": self.missed,
                 "skipped": self.skipped,
                 "before": self.before,
             },
         )
-        weights.save(self.ema, self.folder / "weights", {"training": self.summary()})
+        if self.saved_weights() != self.step:  # the same weights may have been measured meanwhile
+            weights.save(self.ema, self.folder / "weights", {"training": self.summary()})
+
+    def saved_weights(self) -> int | None:
+        """The step of the weights in the folder."""
+        try:
+            return json.loads((self.folder / "weights" / weights.METRICS).read_text())["training"]["steps"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def hold(self) -> None:
+        """Raise OSError where the folder of the run is gone, or another run's that came after it."""
+        if self.writes and inode(self.folder / ".lock") != self.lock_inode:
+            raise OSError(f"{self.folder} is not this run's any more")
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint of the folder; lines of metrics.jsonl after it are dropped."""
@@ -260,7 +291,10 @@ class Run:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.before = state["step"], state["seconds"], state.get("before")
-        self.loss_sum, self.skipped = (state.get(name, torch.zeros(())).to(self.device) for name in ("loss_sum", "skipped"))
+        if self.step > self.total:
+            raise ValueError(f"{self.folder} is at step {self.step} already, and {self.config.epochs:g} epochs end at step {self.total}")
+        for name in ("loss_sum", "missed", "skipped"):
+            setattr(self, name, state.get(name, torch.zeros(())).to(self.device))
         if self.writes:
             kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= self.step]
             with replacing(self.folder / "metrics.jsonl") as new:
@@ -299,6 +333,17 @@ def device_name(device: torch.device) -> str:
     """What a reader of figures wants to know of the device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
     return name if ranks.world() == 1 else f"{ranks.world()} × {name}"
+
+
+def memory(device: torch.device) -> float:
+    """GB that were held at most: of the GPU what was reserved, else by the process (on Windows 0, which does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 1e9
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def commit() -> str:
@@ -347,11 +392,13 @@ def fresh(options: dict, folder: Path, preset: str) -> Run:
     network = before = None
     if config.init:
         loaded = weights.load(config.init, dtype=torch.float32)
-        network, before = loaded.network, loaded.metrics.get("training")
-        config = replace(config, **{name: getattr(network, name) for name in NETWORK})
-        other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
+        before = loaded.metrics.get("training")
+        config = replace(config, **{name: getattr(loaded.network, name) for name in ARCHITECTURE})
+        other = sorted(name for name in options if name in ARCHITECTURE and options[name] != getattr(config, name))
         if other:
             raise ValueError(f"the weights in {config.init} have a {', '.join(other)} of their own; leave it out")
+        network = DiT(**config.network())  # with the time shift of the training, whatever that of the sampler was tuned to
+        network.load_state_dict(loaded.network.state_dict())
     return Run(config, folder, network, before)
 
 
@@ -363,22 +410,28 @@ def claim(run: Run) -> None:
             run.lock.acquire()
         except Timeout:
             raise ValueError(f"another process is training in {run.folder}; wait for it, or choose another --name") from None
+        run.lock_inode = inode(run.folder / ".lock")
+
+
+def inode(path: Path) -> int | None:
+    """What tells a file from another one that came later under its name; None where there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def plan(run: Run) -> None:
     """Say what the run would do, and do one step of it; nothing of it is written."""
+    say = print if run.writes else lambda *words: None
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
-    state = 4 * 4 * parameters + run.draws.pixels.numel()  # parameters, two moments, the average, and the data set
-    print(
-        f"{run.config.command()}\n{run.total:,} steps of {run.config.batch}: {run.total * run.config.batch:,} images of {run.config.data}"
-    )
-    print(f"{parameters:,} parameters; {state / 1e6:,.0f} MB of state and data on {device_name(run.device)}")
+    say(f"{run.config.command()}\n{run.total:,} steps of {run.config.batch}: {run.total * run.config.batch:,} images of {run.config.data}")
+    say(f"{parameters:,} parameters on {device_name(run.device)}")
     started = time.monotonic()
     norm, rate = run.advance()
-    loss, norm, taken = run.loss_sum.item(), norm.item(), time.monotonic() - started
-    print(f"One step, compiling included: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, learning rate {rate:.1e}")
-    if run.device.type == "cuda":
-        print(f"{torch.cuda.max_memory_reserved(run.device) / 1e9:.1f} GB of GPU memory reserved")
+    loss, norm, taken = ranks.total(run.loss_sum).item() / ranks.world(), norm.item(), time.monotonic() - started
+    say(f"One step, compiling included: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, learning rate {rate:.1e}")
+    say(f"Memory held at most: {memory(run.device):.1f} GB{' of the GPU' if run.device.type == 'cuda' else ', by the process'}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -393,7 +446,7 @@ def main(argv: list[str] | None = None) -> int:
     options = vars(parser.parse_args(argv))
     preset, name, resume, dry = (options.pop(key) for key in ("preset", "name", "resume", "dry_run"))
     with sentence_on_error(parser):
-        ranks.join()
+        ranks.join(options.get("device", "auto"))
         folder = Path(resume) if resume else Path("runs") / (name or preset)
         if dry and resume:
             raise ValueError("--dry-run is for a run that has not begun; leave out --resume")
@@ -414,20 +467,21 @@ def go(run: Run) -> int:
     def stop(number, frame):
         run.stopped_by = number
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         run.train()
     except OSError as error:
-        if not run.folder.exists():
-            raise OSError(f"stopped at step {run.step}, because {run.folder} is gone") from None
+        if inode(run.folder / ".lock") != run.lock_inode:
+            raise OSError(f"stopped at step {run.step}, because {run.folder} is gone, or another run's by now") from None
         reason = " ".join(str(error).split())
         raise OSError(f"stopped at step {run.step}, {reason}; mend that and go on with --resume {run.folder}") from None
     finally:
+        for number, before in handlers.items():
+            signal.signal(number, before)
         if run.writes:
             run.lock.release()
     if run.stopped_by and run.step < run.total:
-        say(f"Stopped at step {run.step}. Go on with: python -m training.train --resume {run.folder}")
+        say(f"Stopped at step {run.step}. Go on with: {ranks.launcher()} -m training.train --resume {run.folder}")
         return 128 + run.stopped_by
     say(f"Done. Draw with it: python app.py --weights {run.folder / 'weights'}")
     return 0

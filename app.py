@@ -1,18 +1,20 @@
 """The page: controls in, pictures out. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
 
 import argparse
+import html
 import os
 import random
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
+from urllib.parse import parse_qsl
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 try:
     import spaces  # ZeroGPU; it has to come before torch
 
-    on_gpu = spaces.GPU
+    on_gpu = spaces.GPU(duration=20)  # seconds that a drawing may take at most
 except ImportError:
 
     def on_gpu(function):
@@ -22,55 +24,22 @@ except ImportError:
 import gradio as gr
 import torch
 
-from model import check, generate, show, weights
+from model import browser, check, generate, show, weights
 from model.command import sentence_on_error
 from model.device import pick
-from model.film import compare, shoot
+from model.film import compare, filmed
 from model.images import CLASSES
 
-START = {"digit": "7", "seed": 42, "steps": 20}  # what the page opens with; the guidance is the weights' own
+START = {"digit": "7", "seed": 67, "steps": 20}  # what the page opens with; the guidance is the weights' own
 MAX_SHEET = 400  # digits
 ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
 
-CSS = (
-    show.CSS
-    + """
-.gradio-container { max-width: 900px !important; margin: 0 auto !important; }
-#status { text-align: center; font-size: 13px; }
-#busy { min-height: 24px !important; }
-#busy .wrap { position: static !important; background: none; opacity: 0; }
-#busy .wrap.translucent { opacity: 1; transition: opacity 1s ease-in; }
-#busy .wrap svg { display: none; }
-#busy .progress-text { position: static; transform: none; }
-.classes label { min-width: 44px; justify-content: center; }
-.classes label:has(:checked) { background: var(--color-accent) !important; color: white !important; }
-.classes label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
-.classes input { position: absolute; opacity: 0; }
-.classes label span { margin: 0 !important; }
-footer .divider { display: none; }
-"""
-)
-
 FONT = ("system-ui", "sans-serif")
-THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
-
-FOLLOW = """(digit, seed, steps, guidance) => {
-    const link = new URL(location.href);
-    link.search = new URLSearchParams({digit, seed, steps, guidance});
-    history.replaceState(null, "", link);
-}"""
-COPY_LINK = (
-    """() => navigator.clipboard ? navigator.clipboard.writeText(location.href) : prompt("The link to this digit:", location.href)"""
+THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
+    body_text_color_subdued="*neutral_500",  # of Gradio's own colours two are too pale to read: this one, and white on primary_500
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
 )
-ARROWS = """() => document.addEventListener("keydown", event => {
-    const way = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];
-    if (!way || event.target.type !== "radio") return;
-    const all = [...event.target.closest(".classes").querySelectorAll("input")];
-    const next = all[(all.indexOf(event.target) + way + all.length) % all.length];
-    event.preventDefault();
-    next.focus();
-    next.click();
-})"""  # Gradio's radio buttons have a name each, so that the browser does not know them for a group
 
 
 # ---- what a link asks for
@@ -81,7 +50,8 @@ def from_link(query: dict, start: dict) -> dict:
     values = dict(start)
     if query.get("digit") in CLASSES:
         values["digit"] = query["digit"]
-    for name, kind, low, high in (("seed", int, 0, generate.MAX_SEED), ("steps", int, 1, 50), ("guidance", float, 0, 5)):
+    ranges = (("seed", int, 0, generate.MAX_SEED), ("steps", int, 1, generate.MAX_STEPS), ("guidance", float, 0, generate.MAX_GUIDANCE))
+    for name, kind, low, high in ranges:
         try:
             asked = kind(query[name])
         except (KeyError, ValueError):
@@ -106,23 +76,28 @@ class Studio:
         self.about = f"{count / 1e6:.2f} M parameters · weights: {source}{at}{commit[:12]} · {device}"
         self.start = {**START, "guidance": loaded.network.default_guidance}
         self.notice = f"\n\n{loaded.notice}" if loaded.notice else ""
-        self.shoot, self.compare, self.many = on_gpu(self.shoot), on_gpu(self.compare), on_gpu(self.many)
+        self.run = on_gpu(self.run)
+
+    def run(self, function, *arguments):
+        """All that `function` of `model/` yields for this network: the one place where a GPU is needed, after every check."""
+        yield from function(self.network, *arguments)
 
     # ---- one checked call of the model each; ValueError for a bad value
 
     def shoot(self, digit, seed, steps, guidance):
-        return shoot(self.network, generate.label(digit), *generate.settings(seed, steps, guidance))
+        (film,) = self.run(filmed, generate.label(digit), *generate.settings(seed, steps, guidance))
+        return film
 
     def compare(self, digit, seed, guidance):
         labels = range(10) if digit == "all" else [generate.label(digit)]
         seed, _, guidance = generate.settings(seed, 1, guidance)
-        yield from compare(self.network, torch.tensor(labels), seed, guidance)
+        yield from self.run(compare, torch.tensor(labels), seed, guidance)
 
     def labels(self, classes, count):
         return generate.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET))
 
     def many(self, labels, seed, steps, guidance):
-        yield from generate.draw(self.network, labels, *generate.settings(seed, steps, guidance))
+        yield from self.run(generate.draw, labels, *generate.settings(seed, steps, guidance, len(labels)))
 
     # ---- the API; a guidance that is left out is the weights' own
 
@@ -153,14 +128,18 @@ class Studio:
         """The controls of a page opened with `?digit=7&seed=42&steps=8&guidance=1.5`."""
         return list(from_link(dict(request.query_params), self.start).values())
 
+    def open_cell(self, event: gr.EventData) -> list:
+        """The Draw tab, and its controls as the link of a digit of the sheet asks for."""
+        return [gr.Tabs(selected="draw"), *from_link(dict(parse_qsl(str(event.link).lstrip("?"))), self.start).values()]
+
     def draw_tab(self, digit, seed, steps, guidance, with_velocity):
         """The digit, its film, and the status line; a bad value is a sentence there, and the pictures stay."""
         try:
             film = self.shoot(digit, seed, steps, guidance)
         except ValueError as error:
             return gr.skip(), gr.skip(), f"{error}."
-        status = f"{self.about} · {steps} step{'s'[: steps > 1]} in {film.milliseconds:.0f} ms{self.notice}"
-        return show.digit_html(film, digit, seed), show.film_html(film, with_velocity), status
+        status = f"{show.in_steps(steps)[3:]} in {film.milliseconds:.0f} ms\\\n{self.about}{self.notice}"
+        return show.digit_html(film, digit, seed, guidance), show.film_html(film, with_velocity), status
 
     def steps_tab(self, digit, seed, guidance):
         """The columns of ever more steps, each shown when it is drawn."""
@@ -170,21 +149,23 @@ class Studio:
                 columns.append(column)
                 yield show.steps_html(columns, CLASSES[:10] if digit == "all" else (digit,))
         except ValueError as error:
-            yield f"<p>{error}.</p>"
+            yield f"<p>{html.escape(str(error))}.</p>"
 
     def sheet_tab(self, classes, number, count, seed, steps, guidance, progress=gr.Progress()):  # noqa: B008
         try:
             labels = generate.parse_number(number) if number else self.labels(",".join(classes), count)
             columns = len(labels) if number else generate.columns(len(labels))
-            done = []
+            drawn, cells = [], ""
             progress(0, "Drawing")
             for chunk in self.many(labels, seed, steps, guidance):
-                done.append(chunk)
-                drawn = torch.cat(done)
+                for pixels in chunk:
+                    cells += show.cell_html(pixels, CLASSES[labels[len(drawn)]], seed + len(drawn), steps, guidance)
+                    drawn.append(pixels)
                 progress((len(drawn), len(labels)), unit="digits")
-                yield show.sheet_html(drawn, labels, columns, seed, steps, guidance)
+                yield show.sheet_html(cells, columns)
+            yield show.sheet_html(cells, columns, show.files_html(torch.stack(drawn), labels, columns))
         except ValueError as error:
-            yield f"<p>{error}.</p>"
+            yield f"<p>{html.escape(str(error))}.</p>"
 
 
 @contextmanager
@@ -199,33 +180,37 @@ def sentences():
 # ---- the page
 
 
+def slider(*range, **words) -> gr.Slider:
+    """A slider whose number only its reader checks, so that a bad or a missing one is a sentence beside the picture."""
+    made = gr.Slider(*range, **words)
+    made.preprocess = lambda value: value
+    return made
+
+
 def build(studio: Studio) -> gr.Blocks:
     """The three tabs and the typed endpoints."""
     start = studio.start
-    first = studio.draw_tab(*start.values(), False)
     guidance_range = {"minimum": 0, "maximum": generate.MAX_GUIDANCE, "value": start["guidance"], "step": 0.05, "label": "Guidance"}
     steps_range = {"minimum": 1, "maximum": generate.MAX_STEPS, "value": start["steps"], "step": 1, "label": "Steps"}
-    with gr.Blocks(title="Digits from noise") as page:
+    with gr.Blocks(title="Digits from noise", delete_cache=(3600, 3600)) as page:
         gr.Markdown("# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step.")
-        with gr.Tab("Draw"):
+        tabs = gr.Tabs()
+        with tabs, gr.Tab("Draw", id="draw"):
             with gr.Row():
                 with gr.Column(min_width=340):
-                    digit_out = gr.HTML(first[0], padding=False)
-                    status = gr.Markdown(first[2], elem_id="status")
+                    digit_out = gr.HTML(padding=False, elem_id="digit")
+                    status = gr.Markdown(studio.about, elem_id="status")
                     busy = gr.HTML(elem_id="busy", padding=False)  # where a busy page says how many are waiting
                 with gr.Column(min_width=300):
                     digit = gr.Radio(CLASSES, value=start["digit"], label="Class", elem_classes="classes")
-                    steps = gr.Slider(**steps_range, info="how many steps from noise to digit")
-                    guidance = gr.Slider(
-                        **guidance_range,
-                        info="1 follows the class, more exaggerates it",
-                    )
-                    seed = gr.Number(start["seed"], label="Seed", info="names the noise", precision=0)
+                    steps = slider(**steps_range, info="how many steps from noise to digit")
+                    guidance = slider(**guidance_range, info="1 follows the class, more exaggerates it")
+                    seed = gr.Number(start["seed"], label="Seed", info="names the noise")
                     with gr.Row():
                         dice = gr.Button("⚄ Another seed", size="md", min_width=120)
-                        copy = gr.Button("Copy link", size="md", min_width=120)
+                        copy = gr.Button("Copy link", size="md", min_width=120, elem_id="copy")
                     velocity = gr.Checkbox(False, label="Show the velocity", container=False)
-            film_out = gr.HTML(first[1], padding=False)
+            film_out = gr.HTML(padding=False)
         controls = [digit, seed, steps, guidance]
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         drawing = {
@@ -237,22 +222,23 @@ def build(studio: Studio) -> gr.Blocks:
             "api_visibility": "private",
             **ONE_AT_A_TIME,
         }
-        follow = {"fn": None, "inputs": controls, "js": FOLLOW, "api_visibility": "private"}
-        gr.on([item.input for item in (*controls, velocity)], trigger_mode="always_last", **drawing).then(**follow)
+        follow = {"fn": None, "inputs": digit_out, "js": browser.FOLLOW, "api_visibility": "private"}
+        changes = [digit.input, seed.input, velocity.input, steps.change, guidance.change]  # a slider also clamps and resets itself
+        gr.on(changes, trigger_mode="always_last", **drawing).then(**follow)
         dice.click(new_seed, None, seed, **quiet).then(**drawing).then(**follow)
         page.load(studio.open_link, None, controls, **quiet).then(**drawing)
-        page.load(None, js=ARROWS, api_visibility="private")
-        copy.click(**follow).then(None, js=COPY_LINK, api_visibility="private")
+        page.load(None, js=browser.ARROWS, api_visibility="private")
+        copy.click(**follow).then(None, js=browser.COPY_LINK, api_visibility="private")
 
-        with gr.Tab("Steps") as steps_page:
+        with tabs, gr.Tab("Steps", id="steps") as steps_page:
             gr.Markdown("How many steps are enough? The same noise at 1 to 32 steps.")
             which = gr.Radio(["all", *CLASSES[:10]], value="all", label="Class", elem_classes="classes")
             with gr.Row():
-                steps_seed = gr.Number(start["seed"], label="Seed", precision=0)
-                steps_guidance = gr.Slider(**guidance_range)
+                steps_seed = gr.Number(start["seed"], label="Seed")
+                steps_guidance = slider(**guidance_range)
             steps_out = gr.HTML(padding=False)
         gr.on(
-            [steps_page.select, which.input, steps_seed.input, steps_guidance.input],
+            [steps_page.select, which.input, steps_seed.input, steps_guidance.change],
             studio.steps_tab,
             [which, steps_seed, steps_guidance],
             steps_out,
@@ -261,21 +247,21 @@ def build(studio: Studio) -> gr.Blocks:
             **ONE_AT_A_TIME,
         )
 
-        with gr.Tab("Sheet"):
+        with tabs, gr.Tab("Sheet", id="sheet"):
             with gr.Row():
                 number = gr.Textbox(
                     label="Write a number", info=f"up to {generate.MAX_NUMBER} digits, or leave it empty", max_length=generate.MAX_NUMBER
                 )
-                count = gr.Slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
+                count = slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
             classes = gr.CheckboxGroup(CLASSES, value=list(CLASSES[:10]), label="Classes")
             with gr.Row():
-                sheet_seed = gr.Number(start["seed"], label="Seed of the first", precision=0)
-                sheet_steps = gr.Slider(**steps_range)
-                sheet_guidance = gr.Slider(**guidance_range)
+                sheet_seed = gr.Number(start["seed"], label="Seed of the first")
+                sheet_steps = slider(**steps_range)
+                sheet_guidance = slider(**guidance_range)
             with gr.Row():
                 go = gr.Button("Draw the sheet", variant="primary")
                 halt = gr.Button("Stop")
-            sheet_out = gr.HTML(padding=False)
+            sheet_out = gr.HTML(padding=False, js_on_load=browser.OPEN)
         run = gr.on(
             [go.click, number.submit],
             studio.sheet_tab,
@@ -285,6 +271,7 @@ def build(studio: Studio) -> gr.Blocks:
             **ONE_AT_A_TIME,
         )
         halt.click(None, cancels=run, api_visibility="private")
+        sheet_out.select(studio.open_cell, None, [tabs, *controls], **quiet).then(**drawing).then(**follow)
 
         for function, name in ((studio.draw_api, "draw"), (studio.steps_api, "steps"), (studio.sheet_api, "sheet")):
             gr.api(function, api_name=name, **ONE_AT_A_TIME)
@@ -299,11 +286,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--strict-weights", action="store_true", help="refuse to start when the weights asked for are not to be had")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
+        if options.port is not None:
+            check.whole("port", options.port, 1, 65535)
         load = weights.load if options.strict_weights else weights.load_or_bundled
         page = build(Studio(load(options.weights, pick(options.device))))
         page.launch(
             server_port=options.port,
-            css=CSS,
+            css=browser.CSS,
             theme=THEME,
             ssr_mode=False,
             max_file_size="1mb",

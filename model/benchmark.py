@@ -79,7 +79,14 @@ def limit(shapes: list[tuple[int, int, int, int]], dtype: torch.dtype, device: t
         many = (batch,) if batch > 1 else ()
         a, b, c = (torch.randn(*many, *side, device=device, dtype=dtype) for side in ((m, k), (k, n), (m, n)))
         product = torch.bmm if many else torch.mm
-        return seconds(lambda: product(a, b, out=c), device, 0.05)
+        if device.type != "cuda":
+            return seconds(lambda: product(a, b, out=c), device, 0.05)
+        product(a, b, out=c)
+        hundred = torch.cuda.CUDAGraph()  # launched one by one, they would measure the launches
+        with torch.cuda.graph(hundred):
+            for _ in range(100):
+                product(a, b, out=c)
+        return seconds(hundred.replay, device, 0.05) / 100
 
     taken = {shape: alone(*shape) for shape in set(shapes)}
     return sum(taken[shape] for shape in shapes)
@@ -185,9 +192,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Large matrix products, GFLOP/s: {peaks}. Drawing in {str(fast.modulation.weight.dtype).removeprefix('torch.')}.\n")
         print(*table(fast, exact), sep="\n")
         labels = torch.arange(100) % 10
+        once, twice = (1e3 * seconds(lambda scale=scale: list(draw(fast, labels[:10], 0, 20, scale)), device) for scale in (1.0, 1.5))
+        print(f"\nWith guidance a step asks the network twice: ten digits in 20 steps take {twice:.0f} ms, and {once:.0f} without.")
         drawn, exactly = torch.cat(list(draw(fast, labels, 0, 20, 1.0))), plain(exact, labels, 0, 20)
         difference = (drawn.float() - exactly.float()).abs().mean()
-        print(f"\nFrom float32 the pictures differ by {difference:.2f} of 255 on average (100 digits, 20 steps).")
+        print(f"From float32 the pictures differ by {difference:.2f} of 255 on average (100 digits, 20 steps).")
         noise = 1e3 * seconds(lambda: flow.noise(range(100)), torch.device("cpu"), 0.2)
         picture = 1e3 * seconds(lambda: images.sheet(drawn, 10).save(io.BytesIO(), "png"), torch.device("cpu"), 0.2)
         print(f"Outside the network, for 100 digits: noise {noise:.1f} ms, sheet as PNG {picture:.1f} ms.")
@@ -195,7 +204,9 @@ def main(argv: list[str] | None = None) -> int:
             lone = seconds(lambda: list(draw(exact, labels[:10], 0, 8, 1.0)), device) / 8
             bound = limit(products(exact, 10), torch.float32, device)
             print(f"In float32, as without bfloat16 units: ten digits {1e3 * lone:.1f} ms a step, {lone / bound:.2f} × limit.")
-        if sys.platform == "linux":
+        if device.type == "cuda":
+            print(f"GPU memory held at most, both networks: {torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB.")
+        elif sys.platform == "linux":
             imported, held = memory(options.weights)
             print(f"Memory of a process that draws 100 digits: {held:.0f} MB, of which {imported:.0f} are the imports.")
         if options.plot:

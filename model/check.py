@@ -1,6 +1,6 @@
 """Values from outside, checked at the border: each returns the value as its own type or raises ValueError with it."""
 
-import math
+import sys
 from numbers import Integral, Real
 
 
@@ -14,7 +14,8 @@ def whole(name: str, value, low: int, high: int | None = None) -> int:
 
 def number(name: str, value, low: float, high: float | None = None) -> float:
     """A finite number in `low`..`high`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not in_range(value, low, high):
+    finite = not isinstance(value, bool) and isinstance(value, Real) and abs(value) <= sys.float_info.max  # NaN is not, 10**400 neither
+    if not finite or not in_range(value, low, high):
         raise ValueError(f"{name} must be a number {span(low, high)}, not {shown(value)}")
     return float(value)
 

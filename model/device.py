@@ -1,16 +1,33 @@
-"""Where the network runs: the device, and whether it multiplies bfloat16 in hardware."""
+"""Where the network runs: the device, its threads, and whether it multiplies bfloat16 in hardware."""
+
+from pathlib import Path
 
 import torch
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container on Linux: microseconds of all cores together, in how many
+
 
 def pick(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises ValueError for one that is not there."""
+    """The device of that name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises ValueError for one that is not there.
+
+    In a container, torch keeps to the share of the cores that is the container's.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), threads_allowed()))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f"there is no device {name!r} here; --device auto takes what there is") from None
+
+
+def threads_allowed() -> int:
+    """As many threads as the quota of a container has cores: torch takes one for each core of the host, and they would stop each other."""
+    try:
+        quota, period = QUOTA.read_text().split()
+        return max(1, round(int(quota) / int(period)))
+    except (OSError, ValueError):  # no container, or one without a quota: "max"
+        return torch.get_num_threads()
 
 
 def has_bfloat16(device: torch.device) -> bool:

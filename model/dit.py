@@ -2,7 +2,7 @@
 
 An MM-DiT (Esser et al., "Scaling Rectified Flow Transformers", arXiv 2403.03206, §4) at the size of MNIST: the class is one token,
 each stream has weights of its own, and they meet in joint attention. Time modulates both streams through adaLN-Zero
-(Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748, §3.2). `DiT.forward`, at the end, is the whole story.
+(Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748, §3.2). `DiT.velocity`, at the end, is the whole story.
 """
 
 import math
@@ -194,7 +194,7 @@ class DiT(nn.Module, PyTorchModelHubMixin, library_name="pytorch", license="mit"
     def velocity(self, x: torch.Tensor, modulations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """As `forward`, from the modulations of its times."""
         tokens = rearrange(x, "b 1 (h p) (w q) -> b (h w) (p q)", p=self.patch, q=self.patch)
-        image = self.embed_patch(tokens.to(self.embed_patch.weight.dtype))  # [B, 196, D]
+        image = self.embed_patch(tokens.to(self.embed_patch.weight.dtype))  # [B, 196, D] with patches of two pixels
         label = self.embed_label(labels).unsqueeze(1)  # [B, 1, D]
         *streams, (shift, scale) = (part.unbind(1) for part in modulations.split(self.parts, 1))
         for block, image_time, label_time in zip(self.blocks, streams[::2], streams[1::2], strict=True):

@@ -46,6 +46,11 @@ def shoot(network: DiT, label: int, seed: int, steps: int, guidance: float) -> F
     return Film([state.t for state in path], *pixels, moving, 1000 * (time.perf_counter() - started))
 
 
+def filmed(*arguments) -> Iterator[Film]:
+    """`shoot` as a generator, which all that the page draws with is."""
+    yield shoot(*arguments)
+
+
 STEP_COUNTS = (1, 2, 4, 8, 16, 32)
 
 

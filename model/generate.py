@@ -16,9 +16,11 @@ from model.device import pick
 from model.dit import DiT
 from model.files import replacing
 
-MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 50, 5.0, 2**31 - 1
+MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 50, 5, 2**31 - 1
 MAX_NUMBER = 16  # digits of a number that is written out
+MAX_CLASSES = 1000  # characters of a text that names classes
 MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # labels of the training set
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK, GPU_CHUNK = 10, 500  # digits at once: on a CPU so few that what a block makes of them stays in the cache
 
 
@@ -34,8 +36,8 @@ def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
 
     Raises ValueError for a class that is not there.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"classes must be a text such as 0-9, not {check.shown(text)}")
+    if not isinstance(text, str) or len(text) > MAX_CLASSES:
+        raise ValueError(f"classes must be a text such as 0-9 of at most {MAX_CLASSES} characters, not {check.shown(text)}")
     if text == "mnist":
         share = torch.tensor(MNIST_HISTOGRAM, dtype=torch.float64) / sum(MNIST_HISTOGRAM)
         ends = (share.cumsum(0) * count).round().long()  # class k fills the places from the end of the one before it
@@ -58,10 +60,11 @@ def parse_number(text: str) -> torch.Tensor:
     return torch.tensor([int(character) for character in text])
 
 
-def settings(seed, steps, guidance) -> tuple[int, int, float]:
-    """The three values of a drawing, checked: ValueError for a seed outside 0..2³¹ − 1, steps outside 1..50, guidance outside 0..5."""
+def settings(seed, steps, guidance, count: int = 1) -> tuple[int, int, float]:
+    """The three values of a drawing, checked: ValueError for steps outside 1..50, guidance outside 0..5, or a seed outside
+    0..2³¹ − 1, which is also the largest that the last of `count` digits may have."""
     return (
-        check.whole("seed", seed, 0, MAX_SEED),
+        check.whole("seed", seed, 0, MAX_SEED - count + 1),
         check.whole("steps", steps, 1, MAX_STEPS),
         check.number("guidance", guidance, 0, MAX_GUIDANCE),
     )
@@ -106,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("digits.png"), help="a .png sheet or a .npz data set (default digits.png)")
     parser.add_argument("--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.add_argument("--dtype", choices=DTYPES, help="what the network computes in (default: bfloat16 where there is hardware for it)")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         if options.out.suffix not in (".png", ".npz"):
@@ -113,8 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         count = check.whole("count", options.count, 1, 1_000_000)
         labels = parse_labels(options.labels, count, options.seed)
         given = 1.0 if options.guidance is None else options.guidance
-        seed, steps, guidance = settings(options.seed, options.steps, given)
-        loaded = weights.load(options.weights, pick(options.device))
+        seed, steps, guidance = settings(options.seed, options.steps, given, count)
+        loaded = weights.load(options.weights, pick(options.device), DTYPES.get(options.dtype))
         if options.guidance is None:
             guidance = loaded.network.default_guidance
         with replacing(options.out) as new:

@@ -52,8 +52,11 @@ def png(pixels: torch.Tensor, scale: int = 1) -> bytes:
 
 
 def animation(frames: torch.Tensor, milliseconds: float, scale: int = 1) -> bytes:
-    """Images uint8 `[F, H, W]` as an animated PNG file that plays once, in `milliseconds`, and rests on the last."""
+    """Images uint8 `[F, H, W]` as an animated PNG file that plays once, in `milliseconds`, and rests on the last.
+
+    That is also the one picture for a viewer that knows no animations.
+    """
     file = io.BytesIO()
-    first, *rest = (Image.fromarray(frame) for frame in enlarge(frames, scale))
-    first.save(file, "png", save_all=True, append_images=rest, duration=milliseconds / len(frames), loop=1)
+    film = [Image.fromarray(frame) for frame in enlarge(frames, scale)]
+    film[-1].save(file, "png", save_all=True, append_images=film, default_image=True, duration=milliseconds / len(frames), loop=1)
     return file.getvalue()

@@ -7,7 +7,6 @@ import torch
 
 from model import generate, images
 from model.film import Film
-from model.images import CLASSES
 
 FRAMES = 9  # pictures in a row of the film strip
 
@@ -18,11 +17,11 @@ CSS = """
 .digit p, .sheet p { text-align: center; margin: 8px 0 0 !important; }
 .digit p a, .sheet p a { margin: 0 .6em; white-space: nowrap; }
 .film h4 { margin: 0 !important; font-size: 13px; font-weight: 500; }
-.strip { display: grid; grid-template-columns: repeat(9, 1fr); gap: 6px; margin: 2px 0 10px; }
+.strip { display: grid; grid-template-columns: repeat(9, minmax(0, 1fr)); gap: 6px; margin: 2px 0 10px; }
 .strip figure { margin: 0 !important; }
 .strip .pixels, .cells .pixels, .steps .pixels { width: 100%; aspect-ratio: 1; }
 .strip figcaption { text-align: center; font-size: 11px; font-variant-numeric: tabular-nums; }
-.steps { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; max-width: 640px; margin: 0 auto; }
+.steps { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 6px; max-width: 640px; margin: 0 auto; }
 .steps div { display: grid; gap: 6px; text-align: center; font-size: 13px; }
 .cells { display: grid; gap: 3px; margin: 0 auto; }
 .cells a { display: block; padding: 0 !important; }
@@ -44,16 +43,21 @@ def named(digit: str) -> str:
     return digit if digit in "0123456789" else f"{digit} image"
 
 
-def digit_html(film: Film, digit: str, seed: int) -> str:
-    """The digit, drawing itself once in half a second, unless the visitor wants no motion; and both as files."""
-    text = f"A {named(digit)}, drawn in {len(film.times) - 1} steps from the noise of seed {seed}"
+def in_steps(count: int) -> str:
+    return f"in {count} step{'s'[: count > 1]}"
+
+
+def digit_html(film: Film, digit: str, seed: int, guidance: float) -> str:
+    """The digit, drawing itself once in half a second, unless the visitor wants no motion; both as files; and its link."""
+    steps = len(film.times) - 1
+    text = f"{'An' if digit == '8' else 'A'} {named(digit)}, drawn {in_steps(steps)} from the noise of seed {seed}"
     few = film.noisy[film.frames(16)]
     moving = picture(images.animation(few, 500), text)
     still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digit))}">'
     name = f"{digit}-seed{seed}"
     return (
-        f'<div class="digit"><picture>{still}{moving}</picture><p>'
-        f'<a download="{name}.png" href="{uri(images.png(film.digit, 16))}">Save picture</a>'
+        f'<div class="digit" data-link="{link(digit, seed, steps, guidance)}"><picture>{still}{moving}</picture><p>'
+        f'<a download="{name}.png" href="{uri(images.png(film.digit, 16))}">Save picture</a> '
         f'<a download="{name}-film.png" href="{uri(images.animation(few, 1500, 8))}">Save animation</a></p></div>'
     )
 
@@ -84,22 +88,28 @@ def steps_html(columns: list[tuple[int, torch.Tensor, float]], rows: tuple[str, 
     """A row for each class, a column for each number of steps drawn so far, the milliseconds at its foot."""
     cells = ""
     for count, pixels, milliseconds in columns:
-        pictures = "".join(picture(images.png(image), f"{named(row)} in {count} steps") for row, image in zip(rows, pixels, strict=True))
+        pictures = "".join(picture(images.png(image), f"{named(row)} {in_steps(count)}") for row, image in zip(rows, pixels, strict=True))
         cells += f"<div><b>{count}</b>{pictures}<span>{milliseconds:.0f} ms</span></div>"
     return f'<div class="steps">{cells}</div>'
 
 
-def sheet_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int, seed: int, steps: int, guidance: float) -> str:
-    """A grid in which each digit is a link that opens it in the Draw tab, and the whole as a picture and as a data set."""
-    cells = ""
-    for i, image in enumerate(pixels):
-        name = CLASSES[labels[i]]
-        cells += f'<a href="{link(name, seed + i, steps, guidance)}">{picture(images.png(image), named(name))}</a>'
+def cell_html(pixels: torch.Tensor, digit: str, seed: int, steps: int, guidance: float) -> str:
+    """A digit of a sheet, uint8 `[28, 28]`, as a link that opens it in the Draw tab."""
+    return f'<a href="{link(digit, seed, steps, guidance)}">{picture(images.png(pixels), named(digit))}</a>'
+
+
+def sheet_html(cells: str, columns: int, files: str = "") -> str:
+    """The cells of a sheet in a grid, and below it the files to keep, once there are any."""
+    grid = f"grid-template-columns: repeat({columns}, minmax(0, 1fr))"
+    return f'<div class="sheet"><div class="cells" style="{grid}">{cells}</div>{files}</div>'
+
+
+def files_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int) -> str:
+    """A sheet `[N, 28, 28]` as a picture and as a data set."""
     sheet, data_set = io.BytesIO(), io.BytesIO()
     generate.save(sheet, "png", pixels, labels, columns)
-    generate.save(data_set, "npz", pixels, labels[: len(pixels)], columns)
+    generate.save(data_set, "npz", pixels, labels, columns)
     return (
-        f'<div class="sheet"><div class="cells" style="grid-template-columns: repeat({columns}, 1fr)">{cells}</div><p>'
-        f'<a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a>'
-        f'<a download="digits.npz" href="{uri(data_set.getvalue(), "application/zip")}">Save data set (.npz)</a></p></div>'
+        f'<p><a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a> '
+        f'<a download="digits.npz" href="{uri(data_set.getvalue(), "application/zip")}">Save data set (.npz)</a></p>'
     )

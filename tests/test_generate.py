@@ -25,6 +25,17 @@ def test_mnist_labels_have_the_histogram_of_the_training_set():
     assert parse_labels("mnist", 1000)[:100].unique().numel() == 10  # in a random order
 
 
+def test_a_text_without_end_is_not_even_read():
+    with pytest.raises(ValueError, match="at most 1000 characters"):
+        parse_labels("0-9," * 1_000_000, 10)
+
+
+def test_the_seed_of_the_last_digit_is_one_too():
+    assert generate.settings(2**31 - 10, 1, 1, count=10) == (2**31 - 10, 1, 1)
+    with pytest.raises(ValueError, match="seed must be a whole number from 0 to 2147483638"):
+        generate.settings(2**31 - 9, 1, 1, count=10)
+
+
 @pytest.mark.parametrize("text", ["ten", "", "5-x", "12", "9-0", "3,,5", "-1"])
 def test_a_class_that_is_not_there(text):
     with pytest.raises(ValueError, match=r"class must be|backwards"):

@@ -117,10 +117,10 @@ def results(metrics: dict) -> str:
 Measured on {drawing}, with the labels in the proportions of the training set. Real is as many test digits,
 measured the same way against the training set (and, for the distance to the test set, as many training digits).
 
-- **FD** is the Fréchet distance between 128 features of a small classifier that ships with the code (`training/extractor.safetensors`,
-  sha256 `{settings["extractor"][:12]}`, {accuracy:.2%} right on the real test set). It is no Inception FID and compares with no figure
-  in other features. The **floor** is the distance of the real test digits; {settings["count"]:,} digits out of the training set itself are
-  at {real["fd_train_subset"]:.3f}.
+- **FD** is the Fréchet distance between 128 features, the channel means of the fourth convolution of a small classifier that ships
+  with the code (`training/extractor.safetensors`, sha256 `{settings["extractor"][:12]}`, {accuracy:.2%} right on the real test set).
+  It is no Inception FID and compares with no figure in other features. The **floor** is the distance of the real test digits;
+  {settings["count"]:,} digits out of the training set itself are at {real["fd_train_subset"]:.3f}.
 - **Precision, recall, density, coverage** use balls out to the fifth neighbour.
 - **Class accuracy** is that classifier's verdict on the class asked for. More than on real digits means that the network
   draws clear digits more often than people write them.

@@ -158,6 +158,7 @@ class Evaluation:
             self.drawn[how] = self.subject.digits(**drawing)
         pixels, labels = self.drawn[how]
         drawn_at = time.monotonic()
+        print(f"measuring {len(pixels):,} digits …", file=sys.stderr, flush=True)
         row = {
             "settings": wanted,
             **measure(pixels, labels),

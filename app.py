@@ -199,7 +199,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Row():
                 with gr.Column(min_width=340):
                     digit_out = gr.HTML(padding=False, elem_id="digit")
-                    status = gr.Markdown(studio.about, elem_id="status")
+                    status = gr.Markdown(studio.about + studio.notice, elem_id="status")
                     busy = gr.HTML(elem_id="busy", padding=False)  # where a busy page says how many are waiting
                 with gr.Column(min_width=300):
                     digit = gr.Radio(CLASSES, value=start["digit"], label="Class", elem_classes="classes")

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import flow, images, weights
 from model.command import sentence_on_error
-from model.device import pick
+from model.device import described, pick
 from model.dit import DiT
 from model.generate import draw
 
@@ -116,17 +116,7 @@ def memory(where: str | None) -> list[float]:
 
 def machine(device: torch.device) -> str:
     """What a reader of the figures has to know."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
-    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def processor() -> str:
-    """The name of the CPU, and whether it multiplies bfloat16 in matrix units (AMX)."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
-    return name + (" with AMX" if platform.machine() == "x86_64" and torch.cpu._is_amx_tile_supported() else "")
+    return f"{described(device)}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def table(fast: DiT, exact: DiT) -> list[str]:

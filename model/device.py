@@ -1,5 +1,6 @@
 """Where the network runs: the device, its threads, and whether it multiplies bfloat16 in hardware."""
 
+import platform
 from pathlib import Path
 
 import torch
@@ -28,6 +29,20 @@ def threads_allowed() -> int:
         return max(1, round(int(quota) / int(period)))
     except (OSError, ValueError):  # no container, or one without a quota: "max"
         return torch.get_num_threads()
+
+
+def described(device: torch.device) -> str:
+    """What a reader of figures wants to know of a device: the GPU's name, or the processor's and the number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The name of the CPU, and whether it multiplies bfloat16 in matrix units (AMX)."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
+    return name + (" with AMX" if platform.machine() == "x86_64" and torch.cpu._is_amx_tile_supported() else "")
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -144,7 +144,11 @@ def toy(monkeypatch, tmp_path):
         pixels[torch.arange(size), 2 * labels + 4] = 255  # the class is the row of a white line
         return pixels, labels
 
+    eyes, notes = extractor.load()
+    pixels, labels = load("mnist", "", train=False)
+    right = extractor.accuracy(extractor.look(eyes, pixels)[1], labels)
     monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(extractor, "load", lambda device: (eyes, {**notes, "accuracy": right}))  # to its eyes these are no digits
     monkeypatch.setattr(evaluate, "STEPS", (1, 2))
     monkeypatch.setattr(evaluate, "SCALES", (1.0, 2.0))
     monkeypatch.setattr(evaluate, "SHIFTS", (3.0,))
@@ -244,7 +248,7 @@ def test_weights_that_change_while_they_are_measured_are_left_alone(toy, monkeyp
     assert "evaluation" not in weights.read(toy)[1]
 
 
-def test_the_headline_of_samples_lies_beside_them(toy, tmp_path):
+def test_the_headline_of_samples_lies_beside_them(toy, tmp_path, capsys):
     pixels, labels = data.load("mnist", "", train=False)
     blank = torch.zeros(3, 28, 28, dtype=torch.uint8)
     path = tmp_path / "theirs" / "digits.npz"
@@ -257,6 +261,10 @@ def test_the_headline_of_samples_lies_beside_them(toy, tmp_path):
     assert row["blank"] == {"black": {"count": 3, "mean": 0, "spread": 0, "worst": 0}}
     assert row["drawn"]["fd_test"] == pytest.approx(0, abs=1e-3)
     assert (path.parent / "samples.png").exists()
+    before, others = (path.parent / "metrics.json").read_bytes(), path.with_name("others.npz")
+    np.savez(others, images=pixels, labels=labels)
+    sentence(capsys, ["--samples", str(others)], "holds figures of other digits than these; choose another --out")
+    assert (path.parent / "metrics.json").read_bytes() == before
 
 
 def test_a_sorted_file_is_measured_in_the_proportions_of_the_training_set(tmp_path):
@@ -326,7 +334,7 @@ def test_files_that_are_no_samples_get_a_sentence(tmp_path, capsys):
         (["--count", "10"], "count must be a whole number from 256 to 10000, not 10"),
         (["--count", "20000"], "not 20000"),
         (["--steps", "0"], "steps must be a whole number from 1 to 50, not 0"),
-        (["--guidance", "9"], "guidance must be a number from 0 to 5.0, not 9"),
+        (["--guidance", "9"], "guidance must be a number from 0 to 5, not 9"),
         (["--only", "steps,fid"], "--only takes headline, steps, guidance, shift, cas, not fid"),
         (["--samples", "x.npz", "--only", "steps"], "nothing to sweep over"),
         (["--weights", "nowhere"], "nowhere"),

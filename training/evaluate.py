@@ -16,13 +16,13 @@ import torch
 
 from model import check, images, weights
 from model.command import sentence_on_error
-from model.device import pick
+from model.device import described, pick
 from model.files import replacing
 from model.generate import settings
 from training import data, extractor, figures, pictures
 from training.card import results_table
 from training.subject import FEWEST, FromFile, FromWeights, in_proportion
-from training.train import commit, device_name
+from training.train import commit
 
 SWEEPS = ("steps", "guidance", "shift")
 PARTS = ("headline", *SWEEPS, "cas")
@@ -107,10 +107,15 @@ class Results:
             kept = json.loads(self.path.read_text()) if self.path.is_file() else {}
         except ValueError:
             raise ValueError(f"{self.path} is no JSON") from None
+        if not isinstance(kept, dict):
+            raise ValueError(f"{self.path} is no JSON object")
         if kept.get("sha256", {}).get(weights.TENSORS, self.subject.sha256) != self.subject.sha256:
             raise ValueError(f"{self.path} belongs to other weights than those measured; choose another --out")
         for part in ("evaluation", "sweeps", "cas"):
-            rows = [row for row in as_list(kept.pop(part, [])) if row["settings"]["sha256"] == self.subject.sha256]
+            there = as_list(kept.pop(part, []))
+            rows = [row for row in there if row["settings"]["sha256"] == self.subject.sha256]
+            if len(rows) < len(there) and isinstance(self.subject, FromFile):
+                raise ValueError(f"{self.path} holds figures of other digits than these; choose another --out")
             if rows:
                 kept[part] = rows[-1] if part == "evaluation" else rows
         return {**self.subject.metrics, **kept}
@@ -163,7 +168,7 @@ class Evaluation:
             "settings": wanted,
             **measure(pixels, labels),
             "extractor_accuracy": self.ruler.notes["accuracy"],
-            "device": device_name(self.ruler.device),
+            "device": described(self.ruler.device),
             "torch": torch.__version__,
             "command": self.command,
             "commit": commit(),

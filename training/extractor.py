@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from model import check
 from model.command import sentence_on_error
-from model.device import has_bfloat16, pick
+from model.device import described, has_bfloat16, pick
 from model.files import replacing
 from model.weights import sha256
 from training import data
-from training.train import commit, device_name
+from training.train import commit
 
 PATH = Path(__file__).with_name("extractor.safetensors")
 BATCH, CHUNK = 128, 500  # images in a training step, and at once where nothing is trained
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             "accuracy": f"{right:.4f}",
             "command": "python -m training.extractor " + " ".join(sys.argv[1:] if argv is None else argv),
             "commit": commit(),
-            "device": device_name(device),
+            "device": described(device),
             "seconds": f"{time.monotonic() - started:.0f}",
             "torch": torch.__version__,
         }

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from model import flow, images, weights
 from model.command import sentence_on_error
-from model.device import has_bfloat16, pick
+from model.device import described, has_bfloat16, pick
 from model.dit import DiT
 from model.files import replacing
 from model.generate import states
@@ -330,9 +330,8 @@ def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a reader of figures wants to know of the device."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
-    return name if ranks.world() == 1 else f"{ranks.world()} × {name}"
+    """The device of a run, as often as it has processes."""
+    return described(device) if ranks.world() == 1 else f"{ranks.world()} × {described(device)}"
 
 
 def memory(device: torch.device) -> float:

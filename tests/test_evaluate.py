@@ -11,6 +11,7 @@ from model import weights
 from model.dit import DiT
 from model.generate import MNIST_HISTOGRAM
 from training import data, evaluate, extractor, figures
+from training.defaults import set_defaults
 from training.subject import FromFile, read_samples
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
@@ -233,6 +234,20 @@ def test_rows_of_other_weights_are_never_used(toy, capsys):
     other = toy.with_name("other")
     weights.save(DiT(width=16, depth=1, heads=1, patch=4), other, {})
     sentence(capsys, ["--weights", str(other), "--out", str(toy), "--count", "300"], "belongs to other weights")
+
+
+def test_defaults_that_are_set_while_the_weights_are_measured_stay(toy, monkeypatch):
+    headline = evaluate.Evaluation.headline
+
+    def meanwhile(self, pixels, labels):
+        set_defaults(toy, default_guidance=1.5)
+        return headline(self, pixels, labels)
+
+    monkeypatch.setattr(evaluate.Evaluation, "headline", meanwhile)
+    assert run(toy) == 0
+    network, metrics = weights.read(toy)  # whole
+    assert network.default_guidance == 1.5
+    assert metrics["evaluation"]["settings"]["guidance"] == 1.0
 
 
 def test_weights_that_change_while_they_are_measured_are_left_alone(toy, monkeypatch, capsys):

@@ -27,7 +27,8 @@ def test_the_slices_of_all_ranks_are_the_global_draw():
         data.Draws(pixels, torch.zeros(40).long(), 12, 0.25, 12, 5, torch.device("cpu"), 0, 5)
 
 
-def test_two_processes_and_one_have_the_same_losses_and_weights(root, tmp_path):
+@pytest.mark.parametrize("compile", ["--no-compile", "--compile"])
+def test_two_processes_and_one_have_the_same_losses_and_weights(root, tmp_path, compile):
     """In float64: from layers that start as zero, AdamW makes steps of the learning rate's size out of float32's rounding."""
     flags = [
         f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "data_root": root, "epochs": 2.5}.items() if name != "compile"
@@ -45,7 +46,7 @@ def test_two_processes_and_one_have_the_same_losses_and_weights(root, tmp_path):
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
         name = f"of{count}"
         run = subprocess.run(
-            [*command, "--name", name, "--no-compile", *flags], cwd=tmp_path, env=environment, capture_output=True, text=True
+            [*command, "--name", name, compile, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
         assert run.stdout.count("Done.") == 1

@@ -45,9 +45,7 @@ def test_two_processes_and_one_have_the_same_losses_and_weights(root, tmp_path, 
         ]
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
         name = f"of{count}"
-        run = subprocess.run(
-            [*command, "--name", name, compile, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        run = subprocess.run([*command, "--name", name, compile, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         assert run.stdout.count("Done.") == 1
         states.append(checkpoint.load(tmp_path / "runs" / name)[0])

@@ -8,6 +8,7 @@ import torch
 from model import weights
 from model.dit import DiT
 from tests.server import ROOT, browser, chromium_path, serve
+from training.evaluate import Ruler
 from training.train import main
 
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
@@ -48,6 +49,13 @@ def mnist_root() -> str:
     if not (ROOT / "data/MNIST/raw").is_dir():
         missing("the real MNIST is not in data/MNIST/raw", "REQUIRE_MNIST")
     return str(ROOT / "data")
+
+
+@pytest.fixture(scope="session")
+def ruler(mnist_root) -> Ruler:
+    """The ruler with all of MNIST."""
+    pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
+    return Ruler(torch.device("cpu"), mnist_root)
 
 
 @pytest.fixture(scope="session")

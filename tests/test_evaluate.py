@@ -22,14 +22,6 @@ COUNT = 2000
 
 
 @pytest.fixture(scope="module")
-def ruler():
-    """The ruler with all of MNIST, which is not fetched for a test."""
-    if not (ROOT / "data/MNIST/raw").is_dir():
-        pytest.skip("MNIST is not in data/MNIST/raw")
-    return evaluate.Ruler(torch.device("cpu"), str(ROOT / "data"))
-
-
-@pytest.fixture(scope="module")
 def real(ruler):
     """Held-back real digits as if somebody had drawn them: those of the test set that stand in no floor of 2,000."""
     return ruler.test[COUNT : 2 * COUNT], ruler.test_labels[COUNT : 2 * COUNT]

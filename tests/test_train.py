@@ -90,7 +90,7 @@ def test_average_has_its_half_life():
     nn.init.zeros_(average.weight)
     nn.init.ones_(network.weight)
     for step in range(1, 11):
-        update_ema(average, network, 10 * step, config, torch.ones(()))
+        update_ema(average, network, 10 * step, config.ema_images, config, torch.ones(()))
     assert average.weight.item() == pytest.approx(0.5)
 
 
@@ -100,7 +100,7 @@ def test_average_of_a_short_run_forgets_the_start():
     nn.init.zeros_(average.weight)
     nn.init.ones_(network.weight)
     for step in range(1, 101):
-        update_ema(average, network, 10 * step, config, torch.ones(()))
+        update_ema(average, network, 10 * step, config.ema_images, config, torch.ones(()))
     assert average.weight.item() > 0.999
 
 
@@ -128,7 +128,7 @@ def test_a_run_leaves_all_that_it_promises(go, tmp_path, capsys):
 
 
 def test_resuming_equals_not_stopping(go, tmp_path, monkeypatch):
-    assert go("--name", "whole", epochs=2.75) == 0
+    assert go("--name", "whole", epochs=2.75, ema_also="5") == 0
     calls = iter(range(100))
 
     def stop_after_five(self, loss, norm, rate, update=Run.update):
@@ -138,16 +138,30 @@ def test_resuming_equals_not_stopping(go, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "update", stop_after_five)
-        assert go("--name", "parts", epochs=2.75) == 128 + 15
+        assert go("--name", "parts", epochs=2.75, ema_also="5") == 128 + 15
     assert main(["--resume", "runs/parts"]) == 0
     whole, parts = (checkpoint.load(tmp_path / "runs" / name)[0] for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 11
     for part in ("network", "ema"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, parts[part][name]), name
+            if part == "ema":
+                assert torch.equal(whole["ema_also"]["weights-5"][name], parts["ema_also"]["weights-5"][name]), name
     rows = [[json.loads(line)["loss"] for line in (tmp_path / "runs" / name / "metrics.jsonl").open()] for name in ("whole", "parts")]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 5
+
+
+def test_every_average_has_its_half_life_and_its_folder(go, tmp_path):
+    assert go("--name", "a", epochs=2, ema_images=100, ema_also="400, 2", ema_ramp=1e9, lr=1e-2) == 0
+    state, _ = checkpoint.load(tmp_path / "runs/a")
+    behind = []  # how far each average is behind the network: the longer its half-life, the further
+    for folder in ("weights-400", "weights", "weights-2"):
+        drawn_with = weights.load(str(tmp_path / "runs/a" / folder)).network.state_dict()
+        kept = state["ema"] if folder == "weights" else state["ema_also"][folder]
+        assert all(torch.allclose(drawn_with[name], tensor, atol=1e-3) for name, tensor in kept.items())
+        behind.append(sum((kept[name] - tensor).abs().sum().item() for name, tensor in state["network"].items()))
+    assert behind[0] > 1.2 * behind[1] > 20 * behind[2]
 
 
 def test_a_preview_cut_by_a_kill_is_not_in_the_film(go, tmp_path):
@@ -254,6 +268,8 @@ def test_a_run_that_diverges_stops_with_step_and_rate(go, tmp_path, monkeypatch,
         (["--name", "a"], {"width": 30, "heads": 4}, "width 30 is not divisible by heads 4"),
         (["--name", "a"], {"data": "cats"}, "data must be mnist, fashion or kmnist"),
         (["--name", "a"], {"lr": -1}, "lr must be above 0"),
+        (["--name", "a"], {"ema_also": "5000,-1"}, "ema_also must be numbers above 0 with commas between them, not '5000,-1'"),
+        (["--name", "a"], {"ema_also": "many"}, "ema_also must be numbers above 0"),
         (["--name", "a", "--init", "nowhere/at/all"], {}, "neither a folder"),
         (["--resume", "runs/none"], {}, "runs/none"),
     ],

@@ -46,7 +46,8 @@ class Config:
     decay_share: float = option(0.0, "last share of the steps over which the rate falls linearly to zero")
     clip: float = option(2.0, "largest gradient norm")
     ema_images: float = option(500_000.0, "half-life of the weights' moving average, in images")
-    ema_ramp: float = option(0.05, "that half-life is never more than this share of the images seen")
+    ema_also: str = option("", "half-lives of further averages, as 50000,2000000: each becomes weights-IMAGES/ beside weights/")
+    ema_ramp: float = option(0.05, "no half-life is ever more than this share of the images seen")
     seed: int = option(0, "names the initial weights and every draw of the run")
 
     device: str = option("auto", "auto, cpu, cuda or mps")
@@ -72,10 +73,21 @@ class Config:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)!r}")
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2 must lie in 0..1, not {self.beta2!r}")
+        self.half_lives()
 
     def network(self) -> dict:
         """The arguments of `DiT`."""
         return {name: getattr(self, name) for name in NETWORK}
+
+    def half_lives(self) -> dict[str, float]:
+        """The half-life in images of each moving average, by the folder that its weights go to; raises ValueError for one that is none."""
+        try:
+            also = [float(text) for text in self.ema_also.split(",") if text.strip()]
+        except ValueError:
+            also = [0.0]
+        if not all(0 < images < math.inf for images in also):
+            raise ValueError(f"ema_also must be numbers above 0 with commas between them, not {self.ema_also!r}")
+        return {"weights": self.ema_images, **{f"weights-{images:.0f}": images for images in also}}
 
     def command(self) -> str:
         """The line that starts a run of this configuration, whatever presets it came from."""

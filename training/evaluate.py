@@ -199,19 +199,20 @@ class Evaluation:
         present = {name: value for name, value in classes.items() if value[0] in labels}
         return {name: rounded(figures.flat(pixels[labels == label], level)) for name, (label, level) in present.items()}
 
+    def compared(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
+        """The figures that need no second look at the pixels."""
+        drawn, real, _ = self.ruler.compare(pixels, labels)
+        return {"drawn": rounded(drawn), "real": rounded(real)}
+
     def sweep(self, over: str, count: int) -> None:
         """A row for each point of `steps`, `guidance` or `shift`, and their plot."""
-
-        def measure(pixels, labels):
-            drawn, real, _ = self.ruler.compare(pixels, labels)
-            return {"drawn": rounded(drawn), "real": rounded(real)}
 
         if over == "shift":
             name, shifts = "time_shift", sorted({*SHIFTS, self.drawing["time_shift"]})
             points = [{"steps": steps, "time_shift": shift} for steps in SHIFT_STEPS for shift in shifts]
         else:
             name, points = over, [{over: point} for point in {"steps": STEPS, "guidance": SCALES}[over]]
-        rows = [self.row("sweeps", measure, count=count, **point) for point in points]
+        rows = [self.row("sweeps", self.compared, count=count, **point) for point in points]
         pictures.sweep(self.out / f"{over}.png", name, rows)
 
     def cas(self, count: int) -> None:

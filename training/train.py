@@ -71,12 +71,12 @@ def learning_rate(step: int, total: int, config: Config) -> float:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Config, finite: torch.Tensor) -> None:
-    """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv 2312.02696, §3).
+def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, half_life: float, config: Config, finite: torch.Tensor) -> None:
+    """Move the average towards the network, with a `half_life` in images that ramps up over a short run (EDM2, arXiv 2312.02696, §3).
 
     `finite` is 1 or, on the same device, 0 for a step that was skipped: it leaves the average alone, without the host looking.
     """
-    half_life = min(config.ema_images, config.ema_ramp * images_seen)
+    half_life = min(half_life, config.ema_ramp * images_seen)
     average = list(ema.parameters())
     way = torch._foreach_sub(list(network.parameters()), average)
     torch._foreach_mul_(way, (1 - 0.5 ** (config.batch / half_life)) * finite)
@@ -95,7 +95,8 @@ class Run:
         torch.utils.deterministic.fill_uninitialized_memory = False
 
         self.network = (network or DiT(**config.network())).to(self.device).train().requires_grad_(True)
-        self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.averages = {name: copy.deepcopy(self.network).eval().requires_grad_(False) for name in config.half_lives()}
+        self.ema = self.averages["weights"]  # the one that previews and publishing take
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
@@ -169,7 +170,9 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip, foreach=True)
         self.update(loss.detach(), norm, rate)
         self.step += 1
-        update_ema(self.ema, self.network, self.step * self.config.batch, self.config, norm.isfinite().to(norm.dtype))
+        for name, half_life in self.config.half_lives().items():
+            images_seen, finite = self.step * self.config.batch, norm.isfinite().to(norm.dtype)
+            update_ema(self.averages[name], self.network, images_seen, half_life, self.config, finite)
         return norm, rate
 
     def must_stop(self) -> bool:
@@ -258,6 +261,7 @@ class Run:
             {
                 "network": self.network.state_dict(),
                 "ema": self.ema.state_dict(),
+                "ema_also": {name: average.state_dict() for name, average in self.averages.items() if average is not self.ema},
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
@@ -267,13 +271,14 @@ class Run:
                 "before": self.before,
             },
         )
-        if self.saved_weights() != self.step:  # the same weights may have been measured meanwhile
-            weights.save(self.ema, self.folder / "weights", {"training": self.summary()})
+        for name, average in self.averages.items():
+            if self.saved_weights(name) != self.step:  # the same weights may have been measured meanwhile
+                weights.save(average, self.folder / name, {"training": self.summary()})
 
-    def saved_weights(self) -> int | None:
-        """The step of the weights in the folder."""
+    def saved_weights(self, name: str) -> int | None:
+        """The step of the weights in a folder of the run."""
         try:
-            return json.loads((self.folder / "weights" / weights.METRICS).read_text())["training"]["steps"]
+            return json.loads((self.folder / name / weights.METRICS).read_text())["training"]["steps"]
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
@@ -288,7 +293,8 @@ class Run:
         if damage:
             print(damage)
         self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
+        for name, average in self.averages.items():
+            average.load_state_dict(state["ema"] if average is self.ema else state["ema_also"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.before = state["step"], state["seconds"], state.get("before")
         if self.step > self.total:

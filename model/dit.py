@@ -18,6 +18,8 @@ from model import check
 from model.images import CLASSES, SIZE
 
 ONEDNN_TYPES = (torch.float32, torch.bfloat16) if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ()
+if ONEDNN_TYPES and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # x86 without AVX-512
+    ONEDNN_TYPES = (torch.float32,)
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -299,7 +299,7 @@ def test_a_phone_has_no_horizontal_scrolling(chromium, page_url, scheme):
         if name == "Sheet":
             page.get_by_label("number input for How many digits").fill("40")
             page.get_by_role("button", name="Draw the sheet").click()
-            page.wait_for_selector("text=Save data set")
+            page.wait_for_selector("text=Save data set", timeout=120_000)  # a minute on two cores without AVX-512
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
     context.close()

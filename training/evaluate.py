@@ -43,7 +43,6 @@ class Ruler:
         self.extractor, self.notes = extractor.load(device)
         self.train, self.train_labels = in_proportion(*data.load("mnist", data_root), seed=0)
         self.test, self.test_labels = in_proportion(*data.load("mnist", data_root, train=False), seed=0)
-        self.train_features, _ = extractor.look(self.extractor, self.train)
         self.test_features, self.test_verdicts = extractor.look(self.extractor, self.test)
         right = extractor.accuracy(self.test_verdicts, self.test_labels)
         if abs(right - self.notes["accuracy"]) > 0.001:
@@ -51,6 +50,7 @@ class Ruler:
                 f"{extractor.PATH} is damaged: it names {right:.2%} of the real test digits rightly, and once it was "
                 f"{self.notes['accuracy']:.2%}; train it again with: python -m training.extractor"
             )
+        self.train_features, _ = extractor.look(self.extractor, self.train)
         self.real_figures = {}  # by how many
 
     def compare(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict, torch.Tensor]:

@@ -81,3 +81,11 @@ def test_every_row_changes_what_its_name_says():
         assert config.epochs == 60
         differing = {key for key, value in vars(config).items() if value != getattr(decay, key)}
         assert len(differing - {"decay_share"}) <= 1, name
+
+
+def test_a_flag_holds_for_every_row_but_for_what_the_row_changes(command, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(rows, "trained", lambda name, config: seen.update({name: config}) or 2)
+    command("reference", "rate-4e-4")  # with --lr=0.001 among the flags
+    assert (seen["reference"].lr, seen["rate-4e-4"].lr) == (1e-3, 4e-4)
+    assert seen["reference"].width == seen["rate-4e-4"].width == TINY["width"]

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         foreign = sorted(set(names) - set(ROWS))
         if foreign:
             raise ValueError(f"there is no row {', '.join(foreign)}; there are {', '.join(ROWS)}")
-        configs = {name: Config(**{**ALWAYS, **ROWS[name], **options}) for name in names}
+        configs = {name: Config(**{**ALWAYS, **options, **ROWS[name]}) for name in names}
         device = pick(options.get("device", "auto"))
         count = check.whole("count", count or SWEEP_COUNT["cuda" if device.type == "cuda" else "other"], FEWEST, MOST)
         ruler, lines = Ruler(device, options.get("data_root", "data")), list(HEAD)

@@ -1,5 +1,7 @@
 """The rows of the table: trained, measured, gone on with, and what happens to one that fails."""
 
+from pathlib import Path
+
 import pytest
 
 from model import weights
@@ -89,3 +91,13 @@ def test_a_flag_holds_for_every_row_but_for_what_the_row_changes(command, monkey
     command("reference", "rate-4e-4")  # with --lr=0.001 among the flags
     assert (seen["reference"].lr, seen["rate-4e-4"].lr) == (1e-3, 4e-4)
     assert seen["reference"].width == seen["rate-4e-4"].width == TINY["width"]
+
+
+def test_a_row_begun_with_other_flags_is_not_taken_for_this_one(command, capsys):
+    folder = Path("runs/rows/decay")
+    folder.mkdir(parents=True)
+    Config(**rows.ALWAYS, decay_share=0.4, width=64).save(folder / "config.json")
+    with pytest.raises(SystemExit) as stop:
+        command("decay")
+    assert stop.value.code == 2
+    assert "runs/rows/decay holds a run with other flags than these" in capsys.readouterr().err

@@ -49,9 +49,14 @@ def flags(config: Config) -> list[str]:
 
 
 def trained(name: str, config: Config) -> int:
-    """Train the run of a row to its end, from where it was; returns the trainer's status."""
+    """Train the run of a row to its end, from where it was; returns the trainer's status.
+
+    Raises ValueError where the run that is there has another configuration: the table would name flags that it was not trained with.
+    """
     folder = Path("runs/rows") / name
     begun = (folder / "config.json").exists()
+    if begun and Config.load(folder / "config.json") != config:
+        raise ValueError(f"{folder} holds a run with other flags than these; give those, or move it away")
     forget()
     try:
         return train.main([*(["--resume", str(folder)] if begun else ["--name", f"rows/{name}"]), *flags(config)])

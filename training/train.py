@@ -95,7 +95,8 @@ class Run:
         torch.utils.deterministic.fill_uninitialized_memory = False
 
         self.network = (network or DiT(**config.network())).to(self.device).train().requires_grad_(True)
-        self.averages = {name: copy.deepcopy(self.network).eval().requires_grad_(False) for name in config.half_lives()}
+        self.half_lives = config.half_lives()
+        self.averages = {name: copy.deepcopy(self.network).eval().requires_grad_(False) for name in self.half_lives}
         self.ema = self.averages["weights"]  # the one that previews and publishing take
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
@@ -170,8 +171,8 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip, foreach=True)
         self.update(loss.detach(), norm, rate)
         self.step += 1
-        for name, half_life in self.config.half_lives().items():
-            images_seen, finite = self.step * self.config.batch, norm.isfinite().to(norm.dtype)
+        images_seen, finite = self.step * self.config.batch, norm.isfinite().to(norm.dtype)
+        for name, half_life in self.half_lives.items():
             update_ema(self.averages[name], self.network, images_seen, half_life, self.config, finite)
         return norm, rate
 

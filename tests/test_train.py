@@ -46,7 +46,7 @@ def test_eight_images_are_learned_by_heart():
 
 def test_loss_is_the_error_of_the_velocity():
     config = Config(**TINY)
-    draw = data.Draw(torch.full((4, 28, 28), 255, dtype=torch.uint8), torch.arange(4), torch.randn(4, 1, 28, 28), torch.zeros(4))
+    draw = data.Draw(torch.full((4, 28, 28), 255, dtype=torch.uint8), torch.arange(4), torch.randn(4, 1, 28, 28), torch.zeros(4), torch.rand(4))
     image = (1 - config.pixel_mean) / config.pixel_std
 
     def exact(x, t, labels):  # from x_t and t alone, with all images white
@@ -157,7 +157,7 @@ def test_every_average_has_its_half_life_and_its_folder(go, tmp_path):
     state, _ = checkpoint.load(tmp_path / "runs/a")
     behind = []  # how far each average is behind the network: the longer its half-life, the further
     for folder in ("weights-400", "weights", "weights-2"):
-        drawn_with = weights.load(str(tmp_path / "runs/a" / folder)).network.state_dict()
+        drawn_with = weights.load(str(tmp_path / "runs/a" / folder), dtype=torch.float32).network.state_dict()
         kept = state["ema"] if folder == "weights" else state["ema_also"][folder]
         assert all(torch.allclose(drawn_with[name], tensor, atol=1e-3) for name, tensor in kept.items())
         behind.append(sum((kept[name] - tensor).abs().sum().item() for name, tensor in state["network"].items()))

@@ -146,6 +146,16 @@ A Diffusion Transformer with a stream of its own for the class, {parameters / 1e
     return text
 
 
+def seen(summary: dict | None) -> str:
+    """How much training weights had, the warm starts before it included."""
+    if not summary:
+        return "unknown training"
+    images = 0
+    while summary:
+        images, summary = images + summary["images"], summary.get("before")
+    return f"{images:,} images' training"
+
+
 def recipe(summary: dict) -> str:
     """One training in words and its command, after the one that it started warm from, if there was one."""
     text = f"""{summary["epochs"]:g} passes over {summary["data"]} ({summary["images"]:,} images) in batches of {summary["batch"]},
@@ -154,6 +164,12 @@ learning rate {summary["lr"]:g}: {summary["hours"]:g} hours on {summary["device"
 ```sh
 {summary["command"]}
 ```"""
+    if guide := summary.get("guide"):
+        text += f"""
+
+What it learned is not the velocity of the data but that of the weights that it started from, guided by weaker ones
+(autoguidance, distilled): {guide["scale"]:g} times the way from a network of {seen(guide["training"])} to them, with the null class
+as {guide["null"]:.0%} of that network's labels. So the guidance is in the weights, and a step asks the network once."""
     if before := summary.get("before"):
         return f"{recipe(before)}\n\nFrom those weights, as a warm start, another {text}"
     return text

@@ -24,6 +24,9 @@ class Config:
     blank_images: int = option(1000, "all black, and as many all white, images added to the data set")
 
     init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
+    guide: str = option("", "weaker weights: what is learned is the velocity of --init guided by them, and not that of the data")
+    guide_scale: float = option(2.0, "how far the target lies on the way from the guide to --init; 1 is --init itself")
+    guide_null: float = option(0.15, "share of the guide's labels replaced by the null class")
     width: int = option(256, "width of the network")
     depth: int = option(3, "blocks")
     heads: int = option(4, "query heads, which share one key and value head")
@@ -65,7 +68,7 @@ class Config:
         for name, value in asdict(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, not {value!r}")
-        for name in ("label_drop", "decay_share"):
+        for name in ("label_drop", "guide_null", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)!r}")
         for name in ("blank_images", "warmup_steps", "weight_decay", "checkpoint_every", "seed"):
@@ -73,6 +76,8 @@ class Config:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)!r}")
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2 must lie in 0..1, not {self.beta2!r}")
+        if self.guide and not self.init:
+            raise ValueError("guide needs init: the weights that it guides, which are also where the run starts from")
         self.half_lives()
 
     def network(self) -> dict:

@@ -32,19 +32,25 @@ from model.files import replacing
 from model.generate import states
 from training import checkpoint, data, pictures, ranks
 from training.config import ARCHITECTURE, PRESETS, RESUMABLE, Config, add_options
+from training.distill import Teacher
 
 NON_FINITE_LIMIT = 10  # steps in a row, after which a run is not worth going on
 
 
-def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16: bool = True) -> Callable:
-    """The mean squared error on the velocity, a function of the fields of a `data.Draw`; in bfloat16 where the device has it."""
+def make_loss(network: nn.Module, config: Config, device: torch.device, teacher: Teacher | None = None, bfloat16: bool = True) -> Callable:
+    """The mean squared error on the velocity, a function of the fields of a `data.Draw`; in bfloat16 where the device has it.
 
-    def loss(pixels, labels, noise, normal):
+    The velocity is that of the data, or what a `teacher` makes of the same point.
+    """
+
+    def loss(pixels, labels, noise, normal, chance):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
         t = flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
         x, v = flow.path(image, noise, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and has_bfloat16(device)):
             predicted = network(x, t, labels)
+            if teacher is not None:
+                v = teacher(x, t, labels, chance)
         return F.mse_loss(predicted, v)
 
     return loss
@@ -115,7 +121,8 @@ class Run:
         self.commit, self.before = commit(), before
         self.stopped_by: int | None = None
         shared = self.network if ranks.world() == 1 else DistributedDataParallel(self.network, broadcast_buffers=False)
-        self.loss_of = make_loss(shared, config, self.device)
+        self.teacher = Teacher(config).to(self.device) if config.guide else None
+        self.loss_of = make_loss(shared, config, self.device, self.teacher)
         if config.compile:
             self.loss_of = compiled(self.loss_of, self.device)
 
@@ -270,6 +277,7 @@ class Run:
                 "missed": self.missed,
                 "skipped": self.skipped,
                 "before": self.before,
+                "teacher": self.teacher and self.teacher.fingerprint,
             },
         )
         for name, average in self.averages.items():
@@ -298,6 +306,8 @@ class Run:
             average.load_state_dict(state["ema"] if average is self.ema else state["ema_also"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.before = state["step"], state["seconds"], state.get("before")
+        if state.get("teacher") != (self.teacher and self.teacher.fingerprint):
+            raise ValueError(f"the weights in {self.config.init} or {self.config.guide} are not those that {self.folder} began with")
         if self.step > self.total:
             raise ValueError(f"{self.folder} is at step {self.step} already, and {self.config.epochs:g} epochs end at step {self.total}")
         for name in ("loss_sum", "missed", "skipped"):
@@ -322,6 +332,7 @@ class Run:
             "torch": torch.__version__,
             "commit": self.commit,
             "command": self.config.command(),
+            **({"guide": self.teacher.summary()} if self.teacher else {}),
             **({"before": self.before} if self.before else {}),
         }
 

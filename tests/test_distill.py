@@ -1,0 +1,71 @@
+"""A network learns what it draws under a guide."""
+
+import pytest
+import torch
+
+from model import weights
+from model.dit import DiT
+from training import checkpoint
+from training.config import Config
+from training.distill import Teacher
+from training.train import main, start
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Folders of two networks that are not the same, and what a run takes of them."""
+    for name, seed in (("strong", 1), ("weak", 2)):
+        torch.manual_seed(seed)
+        network = DiT(width=32, depth=1, heads=2)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        weights.save(network, tmp_path / name, {"training": {"images": 10 * seed}})
+    return {"init": str(tmp_path / "strong"), "guide": str(tmp_path / "weak")}
+
+
+def point():
+    return torch.randn(6, 1, 28, 28), torch.rand(6), torch.arange(6), torch.linspace(0, 0.99, 6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_the_target_goes_on_from_the_weak_network_through_the_strong_one(pair, scale):
+    teacher = Teacher(Config(**pair, guide_scale=scale, guide_null=0.5))
+    x, t, labels, chance = point()
+    dropped = torch.tensor([12, 12, 12, 3, 4, 5])  # chances below one half
+    strong, weak = (weights.load(where, dtype=torch.float32).network for where in pair.values())
+    expected = (1 - scale) * weak(x, t, dropped) + scale * strong(x, t, labels)
+    torch.testing.assert_close(teacher(x, t, labels, chance), expected)
+
+
+def test_a_run_learns_the_guided_velocity(go, pair, tmp_path):
+    options = {**pair, "guide_scale": 2.5, "guide_null": 0.0, "label_drop": 0.0}
+    assert go("--name", "a", epochs=75, ema_images=200, preview_every=1000, checkpoint_every=1000, lr=3e-3, **options) == 0
+    teacher = Teacher(Config(**options))
+    x, t, labels, chance = point()
+    target, before = teacher(x, t, labels, chance), teacher.main(x, t, labels)
+    loaded = weights.load(str(tmp_path / "runs/a/weights"), dtype=torch.float32)
+    after = loaded.network(x, t, labels)
+    assert (after - target).square().mean() < 0.3 * (before - target).square().mean()
+    assert loaded.metrics["training"]["guide"] == {"scale": 2.5, "null": 0.0, "training": {"images": 20}}
+    assert loaded.metrics["training"]["before"] == {"images": 10}
+
+
+def test_a_distillation_that_was_stopped_ends_like_the_one_that_was_not(go, pair, tmp_path, capsys):
+    assert go("--name", "whole", epochs=1, **pair) == 0
+    assert go("--name", "parts", epochs=0.5, **pair) == 0
+    assert main(["--resume", "runs/parts", "--epochs", "1"]) == 0
+    whole, parts = (checkpoint.load(tmp_path / "runs" / name)[0]["network"] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    weights.save(DiT(width=32, depth=1, heads=2), tmp_path / "weak", {})  # another guide has come in its place
+    with pytest.raises(SystemExit):
+        main(["--resume", "runs/parts", "--epochs", "2"])
+    assert f"the weights in {pair['init']} or {pair['guide']} are not those that runs/parts began with" in capsys.readouterr().err
+
+
+def test_a_guide_that_cannot_guide_is_one_sentence(pair, root, tmp_path):
+    with pytest.raises(ValueError, match="guide needs init"):
+        Config(guide=pair["guide"])
+    weights.save(DiT(width=16, depth=1, heads=1, pixel_mean=0.1), tmp_path / "weak", {})
+    with pytest.raises(ValueError, match=r"cannot guide those in .*strong: they have another pixel_mean"):
+        start({**pair, "data_root": root}, tmp_path / "runs/a", "reference", False)
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,48 @@
+"""Guidance distillation: a network learns the velocity that it has under autoguidance, and from then on draws so with one forward a step.
+
+    target    v = weak + scale · (main − weak)
+
+main is the network that the run starts from. weak learned the same, but less of it: its errors are those of main, only larger, and the way
+from it to main goes on towards the data (autoguidance, Karras et al., arXiv 2406.02507, §3). A share of weak's labels is the null class;
+with all of them, and main in weak's place, this would be classifier-free guidance. To learn a guided velocity is the idea of
+Meng et al., arXiv 2210.03142, §3.1.
+"""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from model import weights
+from training.config import Config
+
+
+class Teacher(nn.Module):
+    """The guided velocity, from the weights that `config.init` and `config.guide` name.
+
+    Raises ValueError or OSError, in one sentence, for weights that are no good, or that do not see the same pixels and classes.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        main, weak = (weights.load(where, dtype=torch.float32) for where in (config.init, config.guide))
+        for name in ("pixel_mean", "pixel_std", "null_label"):
+            if getattr(main.network, name) != getattr(weak.network, name):
+                raise ValueError(f"the weights in {config.guide} cannot guide those in {config.init}: they have another {name}")
+        self.main, self.weak, self.weak_training = main.network, weak.network, weak.metrics.get("training")
+        self.scale, self.null_share = config.guide_scale, config.guide_null
+        tensors = [tensor.numpy().tobytes() for tensor in self.state_dict().values()]
+        self.fingerprint = hashlib.sha256(b"".join(tensors)).hexdigest()  # a run goes on only with the same teacher
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        """The velocity to learn at `x` `[B, 1, 28, 28]`; of weak's `labels` `[B]` those are dropped whose `chance` is below the share.
+
+        The squared error averages over the drop, so one forward of weak does for both of its classes.
+        """
+        mixed = labels.masked_fill(chance < self.null_share, self.main.null_label)
+        return torch.lerp(self.weak(x, t, mixed), self.main(x, t, labels), self.scale)
+
+    def summary(self) -> dict:
+        """What the card says about the target."""
+        return {"scale": self.scale, "null": self.null_share, "training": self.weak_training}

@@ -98,6 +98,16 @@ def test_the_card_of_a_warm_start_tells_both_trainings(folder):
     assert "as a warm start, another 3 passes" in text
 
 
+def test_the_card_of_a_distillation_tells_its_target(folder):
+    taught = {"scale": 2.5, "null": 0.12, "training": {**TRAINING, "before": TRAINING}}
+    add(folder, training={**TRAINING, "guide": taught, "before": TRAINING})
+    text = str(card.card(folder))
+    assert "2.5 times the way from a network of 1,239,040 images' training" in text
+    assert "with the null class as 12% of that network's labels" in " ".join(text.split())
+    add(folder, training={**TRAINING, "guide": {**taught, "training": None}})
+    assert "from a network of unknown training" in str(card.card(folder))
+
+
 def test_errors_are_sentences(tmp_path, capsys):
     for options in (["--weights", str(tmp_path / "nowhere")], ["--repo", "no repository"]):
         with pytest.raises(SystemExit) as stop:

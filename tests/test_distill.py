@@ -5,7 +5,7 @@ import torch
 
 from model import weights
 from model.dit import DiT
-from training import checkpoint
+from training import checkpoint, targets
 from training.config import Config
 from training.distill import Teacher
 from training.train import main, start
@@ -35,6 +35,24 @@ def test_the_target_goes_on_from_the_weak_network_through_the_strong_one(pair, s
     strong, weak = (weights.load(where, dtype=torch.float32).network for where in pair.values())
     expected = (1 - scale) * weak(x, t, dropped) + scale * strong(x, t, labels)
     torch.testing.assert_close(teacher(x, t, labels, chance), expected)
+
+
+def test_the_sampler_sees_the_mean_of_what_a_run_learns(pair):
+    teacher = Teacher(Config(**pair, guide_scale=2.5, guide_null=0.25))
+    x, t, labels = torch.randn(1, 1, 28, 28), torch.tensor([0.3]), torch.tensor([7])
+    kept, dropped = (teacher(x, t, labels, torch.tensor([chance])) for chance in (0.25, 0.24))
+    torch.testing.assert_close(teacher.velocity(labels)(x, 0.3, 0.2), 0.75 * kept + 0.25 * dropped)
+
+
+def test_targets_are_measured_by_what_they_draw(pair, mnist_root, capsys):
+    options = ["--init", pair["init"], "--guide", pair["guide"], "--data-root", mnist_root, "--count", "256", "--steps", "1"]
+    assert targets.main([*options, "1,0", "2,0.5"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [[float(cell) for cell in row[:2]] for row in rows] == [[1, 0], [2, 0.5]]
+    assert all(float(row[2]) > 10 for row in rows)  # noise is no digit
+    with pytest.raises(SystemExit):
+        targets.main([*options, "2"])
+    assert "a target is SCALE,NULL such as 2.5,0.1, not" in capsys.readouterr().err
 
 
 def test_a_run_learns_the_guided_velocity(go, pair, tmp_path):

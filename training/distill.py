@@ -3,9 +3,9 @@
     target    v = weak + scale · (main − weak)
 
 main is the network that the run starts from. weak learned the same, but less of it: its errors are those of main, only larger, and the way
-from it to main goes on towards the data (autoguidance, Karras et al., arXiv 2406.02507, §3). A share of weak's labels is the null class;
+from it to main goes on towards the data (autoguidance, Karras et al., arXiv 2406.02507, §4). A share of weak's labels is the null class;
 with all of them, and main in weak's place, this would be classifier-free guidance. To learn a guided velocity is the idea of
-Meng et al., arXiv 2210.03142, §3.1.
+Meng et al., arXiv 2210.03142 (stage one).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import hashlib
 import torch
 from torch import nn
 
-from model import weights
+from model import flow, weights
 from training.config import Config
 
 
@@ -42,6 +42,17 @@ class Teacher(nn.Module):
         """
         mixed = labels.masked_fill(chance < self.null_share, self.main.null_label)
         return torch.lerp(self.weak(x, t, mixed), self.main(x, t, labels), self.scale)
+
+    def velocity(self, labels: torch.Tensor) -> flow.Velocity:
+        """The same for the sampler and all digits `[B]` at one time, with both classes of weak asked for."""
+        null = torch.full_like(labels, self.main.null_label)
+
+        def velocity(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
+            time = torch.tensor([t], device=x.device)
+            weak = torch.lerp(self.weak(x, time, labels), self.weak(x, time, null), self.null_share)
+            return torch.lerp(weak, self.main(x, time, labels), self.scale)
+
+        return velocity
 
     def summary(self) -> dict:
         """What the card says about the target."""

@@ -76,7 +76,7 @@ def test_the_card_of_measured_weights_says_it_all(folder):
     for part in (
         card.results_table({"evaluation": row()}),
         "(samples.png)",
-        "10,000 digits, 20 steps, guidance 1, seed 0",
+        "10,000 digits, 20 steps by Euler's method, guidance 1, seed 0",
         "python -m training.evaluate --full",
         "ba9876543210",
         "1.25 hours on cpu, 2 threads",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import weights
+from model import flow, weights
 from model.dit import DiT
 from model.generate import MNIST_HISTOGRAM
 from training import data, evaluate, extractor, figures
@@ -173,6 +173,7 @@ def test_the_headline_row_goes_into_the_metrics_of_the_weights(toy):
         "guidance": 1.0,
         "time_shift": 1.63206,
         "seed": 0,
+        "sampler": flow.SAMPLER,
         "sha256": before["sha256"]["model.safetensors"],
     }
     assert row["settings"] == {**expected, "extractor": weights.sha256(extractor.PATH)}
@@ -226,6 +227,20 @@ def test_rows_of_other_weights_are_never_used(toy, capsys):
     other = toy.with_name("other")
     weights.save(DiT(width=16, depth=1, heads=1, patch=4), other, {})
     sentence(capsys, ["--weights", str(other), "--out", str(toy), "--count", "300"], "belongs to other weights")
+
+
+def test_a_row_that_another_sampler_drew_is_measured_again(toy):
+    assert run(toy, "--only", "steps") == 0
+    metrics = json.loads((toy / "metrics.json").read_text())
+    kept, stale = metrics["sweeps"]
+    del stale["settings"]["sampler"]
+    stale["drawn"] = "by another"
+    (toy / "metrics.json").write_text(json.dumps(metrics))
+    assert run(toy, "--only", "steps") == 0
+    first, second = json.loads((toy / "metrics.json").read_text())["sweeps"]
+    assert first == kept
+    assert second["settings"] == {**stale["settings"], "sampler": flow.SAMPLER}
+    assert second["drawn"] != "by another"
 
 
 def test_defaults_that_are_set_while_the_weights_are_measured_stay(toy, monkeypatch):

@@ -12,6 +12,7 @@ from model.command import sentence_on_error
 from model.dit import DiT
 from model.files import replacing
 
+EULER = "Euler's method"  # the sampler of rows that name none
 # figure, its name for a person, how it is written, the metric's type on the Hub
 FIGURES = (
     ("fd_ratio", "FD ÷ floor", "{:.2f}", "fid"),
@@ -41,7 +42,7 @@ PICTURES = (
 
 def cas_of(metrics: dict) -> dict | None:
     """The row of CAS that was drawn as the headline row was, if there is one."""
-    same = ("steps", "guidance", "time_shift", "sha256")
+    same = ("steps", "guidance", "time_shift", "sampler", "sha256")
     wanted = metrics["evaluation"]["settings"]
     rows = [row for row in metrics.get("cas", []) if all(row["settings"].get(name) == wanted.get(name) for name in same)]
     return rows[-1] if rows else None
@@ -109,7 +110,9 @@ def results(metrics: dict) -> str:
     settings, real, accuracy = row["settings"], row["real"], row["extractor_accuracy"]
     drawing = f"{settings['count']:,} digits"
     if settings["steps"]:
-        drawing += f", {settings['steps']} steps, guidance {settings['guidance']:g}, seed {settings['seed']}"
+        drawing += (
+            f", {settings['steps']} steps by {settings.get('sampler', EULER)}, guidance {settings['guidance']:g}, seed {settings['seed']}"
+        )
     text = f"""## Results
 
 {results_table(metrics)}

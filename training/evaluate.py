@@ -26,7 +26,7 @@ from training.train import commit
 
 SWEEPS = ("steps", "guidance", "shift")
 PARTS = ("headline", *SWEEPS, "cas")
-STEPS = (1, 2, 3, 4, 8, 16, 20, 32, 50)
+STEPS = (1, 2, 3, 4, 8, 16, 20, 32)
 SCALES = (0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHIFTS, SHIFT_STEPS = (1.0, 2.5, 4.0), (2, 4, 8, 20)  # beside the shift of the weights
 MOST = 10_000  # digits: the real test set, which stands beside them, has no more
@@ -121,9 +121,9 @@ class Results:
         return {**self.subject.metrics, **kept}
 
     def put(self, part: str, row: dict) -> None:
-        """Save a row: the one evaluation, or one more of the `sweeps` or of `cas`."""
-        metrics = self.metrics()
-        others = [other for other in as_list(metrics.get(part, [])) if other["settings"] != row["settings"]]
+        """Save a row: the one evaluation, or one more of the `sweeps` or of `cas`, in place of the same by another sampler."""
+        metrics, same = self.metrics(), {"sampler": row["settings"]["sampler"]}
+        others = [other for other in as_list(metrics.get(part, [])) if other["settings"] | same != row["settings"]]
         metrics[part] = row if part == "evaluation" else [*others, row]
         with replacing(self.path) as new:
             new.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -153,7 +153,7 @@ class Evaluation:
         """The row of the settings with what is `changed` in them: the saved one, or drawn, measured and saved now."""
         drawing = {**self.drawing, **changed}
         drawing["count"] = min(drawing["count"], self.subject.available)
-        wanted = {**drawing, "sha256": self.subject.sha256, "extractor": self.ruler.notes["sha256"]}
+        wanted = {**drawing, "sampler": self.subject.sampler, "sha256": self.subject.sha256, "extractor": self.ruler.notes["sha256"]}
         saved = None if fresh else self.results.get(part, wanted)
         if saved:
             return saved

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from model import images, weights
+from model import flow, images, weights
 from model.generate import MNIST_HISTOGRAM, draw, parse_labels
 
 FEWEST = 256  # fewer digits than twice the features measure nothing
@@ -25,7 +25,7 @@ class FromWeights:
         loaded = weights.load(where, device)
         kept = loaded.metrics.get("sha256", {}).get(weights.TENSORS)  # compared with the file as it was loaded
         self.sha256 = kept or weights.sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
-        self.network, self.name = loaded.network, loaded.source
+        self.network, self.name, self.sampler = loaded.network, loaded.source, flow.SAMPLER
         self.available, self.guidance = sum(MNIST_HISTOGRAM), loaded.network.default_guidance
         self.time_shift = loaded.network.time_shift
         self.metrics = {key: loaded.metrics[key] for key in ("training", "sha256") if key in loaded.metrics}
@@ -59,7 +59,8 @@ class FromFile:
     def __init__(self, path: Path):
         self.pixels, self.labels = read_samples(path)
         self.folder, self.name, self.sha256, self.metrics = path.parent, path.name, weights.sha256(path), {}
-        self.available, self.guidance, self.time_shift = int((self.labels < images.BLACK).sum()), None, None
+        self.available = int((self.labels < images.BLACK).sum())
+        self.guidance = self.time_shift = self.sampler = None
 
     def digits(self, count: int, steps: None, guidance: None, time_shift: None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` of the digits, in the proportions of the training set as far as the file has them."""

@@ -89,7 +89,7 @@ def sample(velocity: Velocity, x: torch.Tensor, times: Iterable[float]) -> Itera
 
     A step goes by v + (v − v_before) · step / (2 · step_before), and the first, which has nothing before it, by v as in Euler's method.
     It asks for no more velocities than Euler's and is wrong by step² where that is wrong by step (Hairer, Nørsett & Wanner,
-    Solving Ordinary Differential Equations I, §III.5; for diffusion, Zhang & Chen, arXiv 2204.13902, §3.3).
+    Solving Ordinary Differential Equations I, §III.5; for diffusion, Zhang & Chen, arXiv 2204.13902).
     """
     slope = 0  # of the velocity over time, as far as the last step shows it
     v_before = t_before = None

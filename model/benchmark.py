@@ -100,9 +100,10 @@ def plain(network: DiT, labels: torch.Tensor, seed: int, steps: int) -> torch.Te
     times = flow.time_grid(steps, network.time_shift)
     v_before = t_before = None
     for t, t_next in pairwise(times):
-        v = network(x, x.new_full((len(x),), t), labels)
-        slope = (v - v_before) / (t - t_before) if t_before else 0
-        x = x + (t_next - t) * (v + slope * (t_next - t) / 2)
+        v = middle = network(x, x.new_full((len(x),), t), labels)
+        if t_before is not None and t_next > 0:
+            middle = v + (v - v_before) * (t_next - t) / (2 * (t - t_before))
+        x = x + (t_next - t) * middle
         v_before, t_before = v, t
     return images.to_pixels(x, network.pixel_mean, network.pixel_std).cpu()
 

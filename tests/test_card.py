@@ -98,6 +98,18 @@ def test_the_card_of_a_warm_start_tells_both_trainings(folder):
     assert "as a warm start, another 3 passes" in text
 
 
+def test_the_card_says_which_sampler_drew_a_sweep(folder):
+    rows = [row(), row(steps=8), row(guidance=2.0, sampler="one"), row(steps=4, sampler="another")]
+    for name in ("steps.png", "guidance.png"):
+        (folder / name).touch()
+    add(folder, evaluation=row(), sweeps=rows)
+    text = str(card.card(folder))
+    assert "over the steps of the sampler. Drawn by another." in text
+    assert "over the guidance scale. Drawn by one." in text
+    add(folder, sweeps=rows[:2])
+    assert "over the steps of the sampler. Drawn by Euler's method." in str(card.card(folder))
+
+
 def test_the_card_of_a_distillation_tells_its_target(folder):
     taught = {"scale": 2.5, "null": 0.12, "training": {**TRAINING, "before": TRAINING}}
     add(folder, training={**TRAINING, "guide": taught, "before": TRAINING})

@@ -13,6 +13,7 @@ from model.dit import DiT
 from model.files import replacing
 
 EULER = "Euler's method"  # the sampler of rows that name none
+
 # figure, its name for a person, how it is written, the metric's type on the Hub
 FIGURES = (
     ("fd_ratio", "FD ÷ floor", "{:.2f}", "fid"),
@@ -46,6 +47,15 @@ def cas_of(metrics: dict) -> dict | None:
     wanted = metrics["evaluation"]["settings"]
     rows = [row for row in metrics.get("cas", []) if all(row["settings"].get(name) == wanted.get(name) for name in same)]
     return rows[-1] if rows else None
+
+
+def drawn_by(metrics: dict, over: str) -> str:
+    """The sampler of a sweep, by its newest row: one that differs from the headline in nothing else than what is swept over."""
+    wanted = metrics.get("evaluation", {}).get("settings", {})
+    fixed = {"steps", "guidance", "time_shift"} - ({over, "steps"} if over == "time_shift" else {over})
+    rows = [row["settings"] for row in metrics.get("sweeps", []) if row["settings"].get(over) != wanted.get(over)]
+    rows = [row for row in rows if all(row.get(name) == wanted.get(name) for name in fixed)]
+    return f" Drawn by {rows[-1].get('sampler', EULER)}." if rows else ""
 
 
 def figures_of(metrics: dict) -> tuple[dict, dict]:
@@ -198,7 +208,12 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
     if repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"--repo must be USER/NAME, not {repo!r}")
     network, metrics = weights.read(folder)
-    shown = {name: f"## {title}\n\n![{text}]({name})\n\n{text}" for name, title, text in PICTURES if (folder / name).is_file()}
+    over = {"steps.png": "steps", "guidance.png": "guidance", "shift.png": "time_shift"}
+    shown = {
+        name: f"## {title}\n\n![{text}]({name})\n\n{text}{drawn_by(metrics, over[name]) if name in over else ''}"
+        for name, title, text in PICTURES
+        if (folder / name).is_file()
+    }
     parts = [
         "# Handwritten digits from a small Diffusion Transformer",
         "Class-conditional: ask for a digit from 0 to 9, or for an all black or all white image.",

@@ -9,6 +9,7 @@ Meng et al., arXiv 2210.03142 (stage one).
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -31,6 +32,8 @@ class Teacher(nn.Module):
                 raise ValueError(f"the weights in {config.guide} cannot guide those in {config.init}: they have another {name}")
         self.main, self.weak, self.weak_training = main.network, weak.network, weak.metrics.get("training")
         self.scale, self.null_share = config.guide_scale, config.guide_null
+        self.null_label, self.time_shift = self.main.null_label, self.main.time_shift
+        self.pixel_mean, self.pixel_std = self.main.pixel_mean, self.main.pixel_std
         tensors = [tensor.numpy().tobytes() for tensor in self.state_dict().values()]
         self.fingerprint = hashlib.sha256(b"".join(tensors)).hexdigest()  # a run goes on only with the same teacher
 
@@ -40,17 +43,21 @@ class Teacher(nn.Module):
 
         The squared error averages over the drop, so one forward of weak does for both of its classes.
         """
-        mixed = labels.masked_fill(chance < self.null_share, self.main.null_label)
+        mixed = labels.masked_fill(chance < self.null_share, self.null_label)
         return torch.lerp(self.weak(x, t, mixed), self.main(x, t, labels), self.scale)
 
-    def velocity(self, labels: torch.Tensor) -> flow.Velocity:
-        """The same for the sampler and all digits `[B]` at one time, with both classes of weak asked for."""
-        null = torch.full_like(labels, self.main.null_label)
+    @property
+    def rotary(self) -> torch.Tensor:
+        return self.main.rotary
 
-        def velocity(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
-            time = torch.tensor([t], device=x.device)
-            weak = torch.lerp(self.weak(x, time, labels), self.weak(x, time, null), self.null_share)
-            return torch.lerp(weak, self.main(x, time, labels), self.scale)
+    def along(self, times: Iterable[float]) -> Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]:
+        """As `DiT.along`, so that whatever draws with a network draws with its target too; both classes of weak are asked for."""
+        times = list(times)
+        main, weak = self.main.along(times), self.weak.along(times)
+
+        def velocity(x: torch.Tensor, t: float, labels: torch.Tensor) -> torch.Tensor:
+            mixed = flow.guided(weak, labels, self.null_label, 1 - self.null_share)(x, t, 0)
+            return torch.lerp(mixed, main(x, t, labels), self.scale)
 
         return velocity
 

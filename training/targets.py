@@ -6,10 +6,10 @@ import sys
 import torch
 from tqdm import tqdm
 
-from model import check, flow, images
+from model import check
 from model.command import sentence_on_error
 from model.device import has_bfloat16, pick
-from model.generate import CHUNK, GPU_CHUNK, MAX_STEPS, parse_labels
+from model.generate import MAX_STEPS, draw, parse_labels
 from training.config import Config
 from training.distill import Teacher
 from training.evaluate import MOST, Ruler
@@ -25,18 +25,6 @@ def target(text: str) -> tuple[float, float]:
     except ValueError:
         raise ValueError(f"a target is SCALE,NULL such as 2.5,0.1, not {check.shown(text)}") from None
     return scale, null
-
-
-@torch.inference_mode()
-def digits(teacher: Teacher, labels: torch.Tensor, steps: int) -> torch.Tensor:
-    """The digits uint8 `[N, 28, 28]` that the target itself draws for `labels` `[N]`, from the noise of the seeds 0, 1, …"""
-    device = teacher.main.rotary.device
-    times, drawn = flow.time_grid(steps, teacher.main.time_shift), []
-    for seeds in tqdm(torch.arange(len(labels)).split(CHUNK if device.type == "cpu" else GPU_CHUNK), unit="chunk", leave=False):
-        velocity = teacher.velocity(labels[seeds].to(device))
-        *_, last = flow.sample(velocity, flow.noise(seeds.tolist()).to(device), times)
-        drawn.append(images.to_pixels(last.x, teacher.main.pixel_mean, teacher.main.pixel_std).cpu())
-    return torch.cat(drawn)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         print(HEAD)
         for config in configs:
             teacher = Teacher(config).to(device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
-            found = ruler.compare(digits(teacher, labels, steps), labels)[0]
+            pixels = torch.cat(list(tqdm(draw(teacher, labels, 0, steps, 1.0), unit="chunk", leave=False)))
+            found = ruler.compare(pixels, labels)[0]
             print(
                 f"| {config.guide_scale:g} | {config.guide_null:g} | {found['fd_ratio']:.2f} | {found['precision']:.1%} "
                 f"| {found['recall']:.1%} | {found['density']:.3f} | {found['coverage']:.1%} | {found['accuracy']:.1%} |",

@@ -183,6 +183,15 @@ learning rate {summary["lr"]:g}: {summary["hours"]:g} hours on {summary["device"
 What it learned is not the velocity of the data but that of the weights that it started from, guided by weaker ones
 (autoguidance, distilled): {guide["scale"]:g} times the way from a network of {seen(guide["training"])} to them, with the null class
 as {guide["null"]:.0%} of that network's labels. So the guidance is in the weights, and a step asks the network once."""
+    if blend := summary.get("blend"):
+        text += f"""
+
+Of that, these weights took a part: they lie {blend["share"]:.0%} of the way from those that the run started from
+to those that it ended with.
+
+```sh
+{blend["command"]}
+```"""
     if before := summary.get("before"):
         return f"{recipe(before)}\n\nFrom those weights, as a warm start, another {text}"
     return text

@@ -2,8 +2,8 @@
 
     blended = start + share · (end − start)
 
-So what a run learned can be taken in part, without another run: of guidance, less of it (weights on this line draw as well as those at its
-ends: Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903, §3). The noise of the run's steps shrinks with it.
+So a part of what a run learned can be taken without another run: of learned guidance, a smaller scale. (Of classifiers, weights between
+those before and after a fine-tuning are often better than both: Wortsman et al., arXiv 2109.01903, §3.)
 """
 
 import argparse
@@ -15,6 +15,7 @@ import torch
 
 from model import weights
 from model.command import sentence_on_error
+from training.train import commit
 
 
 def blend(start: str, end: str, share: float, out: Path, command: str) -> None:
@@ -28,12 +29,14 @@ def blend(start: str, end: str, share: float, out: Path, command: str) -> None:
         raise ValueError(f"{out} is there already; choose another --out")
     first, second = (weights.load(where, dtype=torch.float32) for where in (start, end))
     training = second.metrics.get("training", {})
-    if not training or training.get("before") != first.metrics.get("training"):
+    if "blend" in training:
+        raise ValueError(f"the weights in {end} are a blend already; take those that the run ended with")
+    if not training.get("before") or training["before"] != first.metrics.get("training"):
         raise ValueError(f"the weights in {end} were not trained from those in {start}, so there is nothing between them")
     tensors = first.network.state_dict()
     for name, tensor in second.network.state_dict().items():
         tensor.lerp_(tensors[name], 1 - share)
-    weights.save(second.network, out, {"training": {**training, "blend": {"share": share, "command": command}}})
+    weights.save(second.network, out, {"training": {**training, "blend": {"share": share, "command": command, "commit": commit()}}})
 
 
 def main(argv: list[str] | None = None) -> int:

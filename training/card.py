@@ -186,7 +186,7 @@ as {guide["null"]:.0%} of that network's labels. So the guidance is in the weigh
     if blend := summary.get("blend"):
         text += f"""
 
-Of that, these weights took a part: they lie {blend["share"]:.0%} of the way from those that the run started from
+Of what this run changed, a part was kept: the weights lie {100 * blend["share"]:g}% of the way from those that it started from
 to those that it ended with.
 
 ```sh

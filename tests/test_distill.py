@@ -7,7 +7,7 @@ from model import weights
 from model.dit import DiT
 from training import checkpoint, targets
 from training.config import Config
-from training.distill import Teacher
+from training.distill import Teacher, shape
 from training.train import main, start
 
 
@@ -28,13 +28,26 @@ def point():
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
-def test_the_target_goes_on_from_the_weak_network_through_the_strong_one(pair, scale):
+def test_the_target_goes_on_from_the_strong_network_away_from_the_weak_one(pair, scale):
     teacher = Teacher(Config(**pair, guide_scale=scale, guide_null=0.5))
     x, t, labels, chance = point()
     dropped = torch.tensor([12, 12, 12, 3, 4, 5])  # chances below one half
     strong, weak = (weights.load(where, dtype=torch.float32).network for where in pair.values())
-    expected = (1 - scale) * weak(x, t, dropped) + scale * strong(x, t, labels)
-    torch.testing.assert_close(teacher(x, t, labels, chance), expected)
+    main, way = strong(x, t, labels), strong(x, t, labels) - weak(x, t, dropped)
+    added = teacher(x, t, labels, chance) - main
+    torch.testing.assert_close(added, (scale - 1) * shape(way, x - t.view(-1, 1, 1, 1) * main))
+
+
+def test_guidance_changes_neither_brightness_nor_contrast():
+    torch.manual_seed(0)
+    image, shapely = torch.randn(3, 1, 28, 28) * 2 + 1, torch.randn(3, 1, 28, 28)
+    image[..., 14:], shapely[..., :14] = image[0, 0, 0, 0], 0  # nothing to do with each other, but for the means
+    shapely -= shapely.mean((1, 2, 3), keepdim=True) * (shapely != 0) * 2  # the right half is 14 columns of 28
+    brighter, bolder = torch.full_like(image, 3.0), 0.7 * image
+    torch.testing.assert_close(shape(brighter, image), torch.zeros_like(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(shape(bolder, image), torch.zeros_like(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(shape(shapely + brighter + bolder, image), shapely, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shape(shapely, torch.zeros_like(image)), shapely, atol=1e-5, rtol=0)  # an image without contrast
 
 
 def test_the_sampler_sees_the_mean_of_what_a_run_learns(pair):

@@ -27,7 +27,7 @@ from training.train import commit
 SWEEPS = ("steps", "guidance", "shift")
 PARTS = ("headline", *SWEEPS, "cas")
 STEPS = (1, 2, 3, 4, 8, 16, 20, 32)
-SCALES = (0.0, 0.5, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
+SCALES = (0.0, 0.5, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 SHIFTS, SHIFT_STEPS = (1.0, 2.5, 4.0), (2, 4, 8, 20)  # beside the shift of the weights
 MOST = 10_000  # digits: the real test set, which stands beside them, has no more
 SWEEP_COUNT, CAS_COUNT = {"cuda": 10_000, "other": 2_000}, {"cuda": 60_000, "other": 10_000}  # digits, by what drawing them costs

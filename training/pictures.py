@@ -14,7 +14,7 @@ PANELS = (  # figure, title, the better end, whether it is a share
     ("coverage", "coverage", "higher is better", True),
     ("accuracy", "class accuracy", "higher is better", True),
 )
-TICKS = {"steps": (1, 2, 4, 8, 16, 32), "guidance": (0, 1, 2, 3, 4), "time_shift": (1, 2, 3, 4)}
+TICKS = {"steps": (1, 2, 4, 8, 16, 32), "guidance": (0, 0.5, 1, 1.5, 2), "time_shift": (1, 2, 3, 4)}
 BLUES = ("#a9c7ee", "#6ea0dd", "#3f7fcd", BLUE, "#0f3a7a")  # of lines with ever more steps
 
 

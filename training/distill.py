@@ -5,8 +5,8 @@
 main is the network that the run starts from. weak learned the same, but less of it: its errors are those of main, only larger, and the way
 from it to main goes on towards the data (autoguidance, Karras et al., arXiv 2406.02507, §4). A share of weak's labels is the null class;
 with all of them, and main in weak's place, this would be classifier-free guidance. `shape` leaves out what would only make the image
-brighter or give it more contrast: guidance draws bold digits, and their ink is no part of their class (after Sadat et al.,
-arXiv 2410.02416, §4.1). To learn a guided velocity is the idea of Meng et al., arXiv 2210.03142 (stage one).
+brighter or give it more contrast: guidance draws bold digits, and no class asks for their ink (after Sadat et al., arXiv 2410.02416, who
+leave out what lies along the image). To learn a guided velocity is the idea of Meng et al., arXiv 2210.03142 (stage one).
 """
 
 import hashlib

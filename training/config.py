@@ -26,7 +26,7 @@ class Config:
     init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
     guide: str = option("", "weaker weights: what is learned is the velocity of --init guided by them, and not that of the data")
     guide_scale: float = option(2.0, "how far the target lies on the way from the guide to --init; 1 is --init itself")
-    guide_null: float = option(0.15, "share of the guide's labels replaced by the null class")
+    guide_null: float = option(0.15, "share of the null class in the guide's velocity")
     width: int = option(256, "width of the network")
     depth: int = option(3, "blocks")
     heads: int = option(4, "query heads, which share one key and value head")

@@ -48,7 +48,6 @@ class Draw(NamedTuple):
     labels: torch.Tensor  # int64 [B], the null class where a label was dropped
     noise: torch.Tensor  # [B, 1, 28, 28], standard normal
     normal: torch.Tensor  # [B], standard normal: the time before its logit-normal
-    chance: torch.Tensor  # [B], uniform in [0, 1): which of a guide's labels are dropped
 
 
 class Draws:
@@ -82,6 +81,5 @@ class Draws:
         noise = torch.randn(self.batch, 1, SIZE, SIZE, generator=chance, device=self.device)
         normal = torch.randn(self.batch, generator=chance, device=self.device)
         dropped = torch.rand(self.batch, generator=chance, device=self.device) < self.label_drop
-        guided = torch.rand(self.batch, generator=chance, device=self.device)
-        chosen, noise, normal, dropped, guided = (whole[self.mine] for whole in (chosen, noise, normal, dropped, guided))
-        return Draw(self.pixels[chosen], self.labels[chosen].masked_fill(dropped, self.null_label), noise, normal, guided)
+        chosen, noise, normal, dropped = (whole[self.mine] for whole in (chosen, noise, normal, dropped))
+        return Draw(self.pixels[chosen], self.labels[chosen].masked_fill(dropped, self.null_label), noise, normal)

@@ -3,19 +3,20 @@
     target    v = main + (scale − 1) · shape(main − weak)
 
 main is the network that the run starts from. weak learned the same, but less of it: its errors are those of main, only larger, and the way
-from it to main goes on towards the data (autoguidance, Karras et al., arXiv 2406.02507, §4). A share of weak's labels is the null class;
-with all of them, and main in weak's place, this would be classifier-free guidance. `shape` leaves out what would only make the image
+from it to main goes on towards the data (autoguidance, Karras et al., arXiv 2406.02507, §4). To a share, weak's class is the null class;
+with all of it, and main in weak's place, this would be classifier-free guidance. `shape` leaves out what would only make the image
 brighter or give it more contrast: guidance draws bold digits, and no class asks for their ink (after Sadat et al., arXiv 2410.02416, who
 leave out what lies along the image). To learn a guided velocity is the idea of Meng et al., arXiv 2210.03142 (stage one).
 """
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
 
-from model import flow, weights
+from model import weights
 from training.config import Config
 
 
@@ -49,32 +50,24 @@ class Teacher(nn.Module):
         self.fingerprint = hashlib.sha256(b"".join(tensors)).hexdigest()  # a run goes on only with the same teacher
 
     @torch.no_grad()
-    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-        """The velocity to learn at `x` `[B, 1, 28, 28]`; of weak's `labels` `[B]` those are dropped whose `chance` is below the share.
-
-        The squared error averages over the drop, so one forward of weak does for both of its classes.
-        """
-        mixed = labels.masked_fill(chance < self.null_share, self.null_label)
-        return self.guided(x, t.view(-1, 1, 1, 1), self.main(x, t, labels), self.weak(x, t, mixed))
-
-    def guided(self, x: torch.Tensor, t: torch.Tensor | float, main: torch.Tensor, weak: torch.Tensor) -> torch.Tensor:
-        """The target from the velocities of both; the image that `shape` asks for is the one that main predicts."""
-        return main + (self.scale - 1) * shape(main - weak, x - t * main)
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The velocity to learn at `x` `[B, 1, 28, 28]`, `t` and `labels` `[B]`."""
+        return self.target(self.main, self.weak, x, t, labels)
 
     @property
     def rotary(self) -> torch.Tensor:
         return self.main.rotary
 
     def along(self, times: Iterable[float]) -> Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]:
-        """As `DiT.along`, so that whatever draws with a network draws with its target too; both classes of weak are asked for."""
+        """As `DiT.along`, so that whatever draws with a network draws with its target too."""
         times = list(times)
-        main, weak = self.main.along(times), self.weak.along(times)
+        return partial(self.target, self.main.along(times), self.weak.along(times))
 
-        def velocity(x: torch.Tensor, t: float, labels: torch.Tensor) -> torch.Tensor:
-            mixed = flow.guided(weak, labels, self.null_label, 1 - self.null_share)
-            return self.guided(x, t, main(x, t, labels), mixed(x, t, 0))
-
-        return velocity
+    def target(self, main: Callable, weak: Callable, x: torch.Tensor, t: torch.Tensor | float, labels: torch.Tensor) -> torch.Tensor:
+        """The guided velocity from those of `main` and `weak`; the image that `shape` asks for is the one that main predicts."""
+        v = main(x, t, labels)
+        mixed = torch.lerp(weak(x, t, labels), weak(x, t, torch.full_like(labels, self.null_label)), self.null_share)
+        return v + (self.scale - 1) * shape(v - mixed, x - torch.as_tensor(t).view(-1, 1, 1, 1) * v)
 
     def summary(self) -> dict:
         """What the card says about the target."""

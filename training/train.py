@@ -43,14 +43,14 @@ def make_loss(network: nn.Module, config: Config, device: torch.device, teacher:
     The velocity is that of the data, or what a `teacher` makes of the same point.
     """
 
-    def loss(pixels, labels, noise, normal, chance):
+    def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
         t = flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
         x, v = flow.path(image, noise, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and has_bfloat16(device)):
             predicted = network(x, t, labels)
             if teacher is not None:
-                v = teacher(x, t, labels, chance)
+                v = teacher(x, t, labels)
         return F.mse_loss(predicted, v)
 
     return loss

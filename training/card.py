@@ -182,8 +182,7 @@ learning rate {summary["lr"]:g}: {summary["hours"]:g} hours on {summary["device"
 
 What it learned is not the velocity of the data but that of the weights that it started from, guided by weaker ones
 (autoguidance, distilled): {guide["scale"]:g} times the way from a network of {seen(guide["training"])} to them, with the null class
-as {guide["null"]:.0%} of that network's labels, less what would only make the digits brighter or bolder. So the guidance is in the weights,
-and a step asks the network once."""
+as {guide["null"]:.0%} of that network's labels. So the guidance is in the weights, and a step asks the network once."""
     if blend := summary.get("blend"):
         text += f"""
 

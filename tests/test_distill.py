@@ -7,7 +7,7 @@ from model import weights
 from model.dit import DiT
 from training import checkpoint, targets
 from training.config import Config
-from training.distill import Teacher, shape
+from training.distill import Teacher, orthogonal
 from training.train import main, start
 
 
@@ -34,7 +34,7 @@ def test_the_target_goes_on_from_the_strong_network_away_from_the_weak_one(pair,
     strong, weak = (weights.load(where, dtype=torch.float32).network for where in pair.values())
     main, way = strong(x, t, labels), strong(x, t, labels) - 0.75 * weak(x, t, labels) - 0.25 * weak(x, t, torch.full((6,), 12))
     added = teacher(x, t, labels) - main
-    torch.testing.assert_close(added, (scale - 1) * shape(way, x - t.view(-1, 1, 1, 1) * main))
+    torch.testing.assert_close(added, (scale - 1) * orthogonal(way, x - t.view(-1, 1, 1, 1) * main))
 
 
 def test_guidance_changes_neither_brightness_nor_contrast():
@@ -43,10 +43,10 @@ def test_guidance_changes_neither_brightness_nor_contrast():
     image[..., 14:], shapely[..., :14] = image[0, 0, 0, 0], 0  # nothing to do with each other, but for the means
     shapely -= shapely.mean((1, 2, 3), keepdim=True) * (shapely != 0) * 2  # the right half is 14 columns of 28
     brighter, bolder = torch.full_like(image, 3.0), 0.7 * image
-    torch.testing.assert_close(shape(brighter, image), torch.zeros_like(image), atol=1e-5, rtol=0)
-    torch.testing.assert_close(shape(bolder, image), torch.zeros_like(image), atol=1e-5, rtol=0)
-    torch.testing.assert_close(shape(shapely + brighter + bolder, image), shapely, atol=1e-5, rtol=0)
-    torch.testing.assert_close(shape(shapely, torch.zeros_like(image)), shapely, atol=1e-5, rtol=0)  # an image without contrast
+    torch.testing.assert_close(orthogonal(brighter, image), torch.zeros_like(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(orthogonal(bolder, image), torch.zeros_like(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(orthogonal(shapely + brighter + bolder, image), shapely, atol=1e-5, rtol=0)
+    torch.testing.assert_close(orthogonal(shapely, torch.zeros_like(image)), shapely, atol=1e-5, rtol=0)  # an image without contrast
 
 
 def test_the_sampler_sees_what_a_run_learns(pair):

@@ -1,10 +1,10 @@
 """Guidance distillation: a network learns the velocity that it has under autoguidance, and from then on draws so with one forward a step.
 
-    target    v = main + (scale − 1) · shape(main − weak)
+    target    v = main + (scale − 1) · orthogonal(main − weak)
 
 main is the network that the run starts from. weak learned the same, but less of it: its errors are those of main, only larger, and the way
 from it to main goes on towards the data (autoguidance, Karras et al., arXiv 2406.02507, §4). To a share, weak's class is the null class;
-with all of it, and main in weak's place, this would be classifier-free guidance. `shape` leaves out what would only make the image
+with all of it, and main in weak's place, this would be classifier-free guidance. `orthogonal` leaves out what would only make the image
 brighter or give it more contrast: guidance draws bold digits, and no class asks for their ink (after Sadat et al., arXiv 2410.02416, who
 leave out what lies along the image). To learn a guided velocity is the idea of Meng et al., arXiv 2210.03142 (stage one).
 """
@@ -20,7 +20,7 @@ from model import weights
 from training.config import Config
 
 
-def shape(change: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def orthogonal(change: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """The part of `change` that alters neither the mean of `image` nor its contrast; both are `[B, 1, H, W]`.
 
     Each change loses its mean, and then what lies along the image less the image's mean.
@@ -64,10 +64,12 @@ class Teacher(nn.Module):
         return partial(self.target, self.main.along(times), self.weak.along(times))
 
     def target(self, main: Callable, weak: Callable, x: torch.Tensor, t: torch.Tensor | float, labels: torch.Tensor) -> torch.Tensor:
-        """The guided velocity from those of `main` and `weak`; the image that `shape` asks for is the one that main predicts."""
+        """The guided velocity from those of `main` and `weak`; the image that `orthogonal` asks for is the one that main predicts."""
         v = main(x, t, labels)
-        mixed = torch.lerp(weak(x, t, labels), weak(x, t, torch.full_like(labels, self.null_label)), self.null_share)
-        return v + (self.scale - 1) * shape(v - mixed, x - torch.as_tensor(t).view(-1, 1, 1, 1) * v)
+        guide = weak(x, t, labels)
+        if self.null_share:
+            guide = torch.lerp(guide, weak(x, t, torch.full_like(labels, self.null_label)), self.null_share)
+        return v + (self.scale - 1) * orthogonal(v - guide, x - torch.as_tensor(t).view(-1, 1, 1, 1) * v)
 
     def summary(self) -> dict:
         """What the card says about the target."""

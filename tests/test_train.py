@@ -46,9 +46,7 @@ def test_eight_images_are_learned_by_heart():
 
 def test_loss_is_the_error_of_the_velocity():
     config = Config(**TINY)
-    draw = data.Draw(
-        torch.full((4, 28, 28), 255, dtype=torch.uint8), torch.arange(4), torch.randn(4, 1, 28, 28), torch.zeros(4), torch.rand(4)
-    )
+    draw = data.Draw(torch.full((4, 28, 28), 255, dtype=torch.uint8), torch.arange(4), torch.randn(4, 1, 28, 28), torch.zeros(4))
     image = (1 - config.pixel_mean) / config.pixel_std
 
     def exact(x, t, labels):  # from x_t and t alone, with all images white

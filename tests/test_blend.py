@@ -40,6 +40,24 @@ def test_nothing_measured_is_carried_over_and_the_end_says_how_to_draw(tmp_path)
     assert (blended.network.default_guidance, blended.network.time_shift) == (1.5, 2.0)
 
 
+def test_what_two_runs_learned_is_added_up(go, tmp_path):
+    other = "runs/other/weights"
+    assert go("--name", "other", init=FIRST, epochs=0.5, seed=7) == 0
+    arguments = [FIRST, SECOND, "0.25", "--base", other]
+    assert main(arguments) == 0
+    start, end, base, blended = (load_file(f"{folder}/{weights.TENSORS}") for folder in (FIRST, SECOND, other, BLENDED))
+    moved = 0
+    for name in end:
+        expected = base[name].float() + 0.25 * (end[name].float() - start[name].float())
+        assert torch.allclose(blended[name].float(), expected, rtol=1e-3, atol=1e-7), name
+        moved += not torch.equal(start[name], base[name])
+    assert moved > 10
+    text = str(card.card(tmp_path / BLENDED))
+    assert "25% of it, added to the weights of another run from the same start" in text
+    assert text.count("--seed 7") == 1
+    assert text.index("added to the weights") < text.index("--seed 7") < text.index(" ".join(arguments))
+
+
 def test_the_card_tells_the_run_and_the_share(tmp_path):
     assert main([FIRST, SECOND, "0.625", "--out", "mixed"]) == 0
     text = str(card.card(tmp_path / "mixed"))
@@ -58,6 +76,8 @@ def test_the_card_tells_the_run_and_the_share(tmp_path):
         ((FIRST, "nowhere/at/all", "0.5"), "nowhere/at/all"),
         ((FIRST, SECOND, "0.5", "--out", FIRST), "is there already"),
         ((FIRST, "part", "0.5"), "a blend already"),
+        ((FIRST, SECOND, "0.5", "--base", FIRST), "were not trained from"),
+        ((FIRST, SECOND, "0.5", "--base", "part"), "a blend already"),
     ],
 )
 def test_what_cannot_be_blended_is_a_sentence(tmp_path, capsys, arguments, words):

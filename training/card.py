@@ -184,10 +184,12 @@ What it learned is not the velocity of the data but that of the weights that it 
 (autoguidance, distilled): {guide["scale"]:g} times the way from a network of {seen(guide["training"])} to them, with the null class
 as {guide["null"]:.0%} of that network's labels. So the guidance is in the weights, and a step asks the network once."""
     if blend := summary.get("blend"):
+        kept = f"the weights lie {100 * blend['share']:g}% of the way from those that it started from\nto those that it ended with."
+        if base := blend.get("base"):
+            kept = f"{100 * blend['share']:g}% of it, added to the weights of another run from the same start:\n{recipe(base)}"
         text += f"""
 
-Of what this run changed, a part was kept: the weights lie {100 * blend["share"]:g}% of the way from those that it started from
-to those that it ended with.
+Of what this run changed, a part was kept: {kept}
 
 ```sh
 {blend["command"]}

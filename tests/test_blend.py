@@ -78,6 +78,7 @@ def test_the_card_tells_the_run_and_the_share(tmp_path):
         ((FIRST, "part", "0.5"), "a blend already"),
         ((FIRST, SECOND, "0.5", "--base", FIRST), "were not trained from"),
         ((FIRST, SECOND, "0.5", "--base", "part"), "a blend already"),
+        ((FIRST, SECOND, "0.5", "--base", SECOND), "of the same run"),
     ],
 )
 def test_what_cannot_be_blended_is_a_sentence(tmp_path, capsys, arguments, words):

@@ -24,7 +24,7 @@ def blend(start: str, end: str, share: float, out: Path, command: str, base: str
     """Write the folder `out`: the weights `base` (without it, `start`) and `share` (0 to 1) of what changed from `start` to `end`.
 
     They are drawn with as `end` is, and their record names `command`. Raises ValueError or OSError, in one sentence, for weights that
-    are no good, and where `end` or `base` was not trained from `start`.
+    are no good, where `end` or `base` was not trained from `start`, and where they are of one run.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share must lie in 0..1, not {share:g}")
@@ -33,6 +33,8 @@ def blend(start: str, end: str, share: float, out: Path, command: str, base: str
     first = weights.load(start, dtype=torch.float32)
     second, training = descendant(end, start, first)
     onto, other = descendant(base, start, first) if base else (first, None)
+    if other == training:
+        raise ValueError(f"the weights in {base} are those of the same run; leave out --base, or name another run's")
     origin, target = first.network.state_dict(), onto.network.state_dict()
     for name, tensor in second.network.state_dict().items():
         tensor.sub_(origin[name]).mul_(share).add_(target[name])
@@ -49,7 +51,7 @@ def descendant(where: str, start: str, first: weights.Weights) -> tuple[weights.
     if "blend" in training:
         raise ValueError(f"the weights in {where} are a blend already; take those that the run ended with")
     if not training.get("before") or training["before"] != first.metrics.get("training"):
-        raise ValueError(f"the weights in {where} were not trained from those in {start}, so the way between them is no run")
+        raise ValueError(f"the weights in {where} were not trained from those in {start}, so there is no run between them")
     return loaded, training
 
 

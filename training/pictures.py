@@ -52,8 +52,8 @@ def loss_curve(path: Path, rows: list[dict]) -> None:
     axis.set(xlabel="images seen", ylabel="loss", yscale="log", xlim=0)
     settled = loss[len(loss) // 20 :]
     axis.set_ylim(0.98 * settled.min().item(), min(loss.max().item(), 2 * settled.median().item()) * 1.02)
-    axis.yaxis.set_major_formatter("{x:.2f}")
-    axis.yaxis.set_minor_formatter("{x:.2f}")
+    axis.yaxis.set_major_formatter("{x:.3g}")
+    axis.yaxis.set_minor_formatter("{x:.3g}")
     axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
     axis.grid(color="#eeeeee", which="both")
     axis.spines[["top", "right"]].set_visible(False)

@@ -97,8 +97,8 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
     for axis, (name, title, better, share) in zip(axes, PANELS, strict=True):
         real = rows[0]["real"][name]
         axis.axhline(real, color=PALE, linestyle=(0, (5, 4)), linewidth=1.2)
-        above = offset_copy(axis.get_yaxis_transform(), figure, y=4, units="points")
-        axis.text(0.02, real, "real digits", transform=above, fontsize=9, color=PALE)
+        beside = offset_copy(axis.get_yaxis_transform(), figure, y=4 if share else -4, units="points")  # where few points are
+        axis.text(0.02, real, "real digits", transform=beside, va="bottom" if share else "top", fontsize=9, color=PALE)
         for (steps, line), colour in zip(lines.items(), BLUES if len(lines) > 1 else (BLUE,), strict=False):
             points, values = [row["settings"][over] for row in line], [row["drawn"][name] for row in line]
             axis.plot(points, values, color=colour, linewidth=2, marker="o", markersize=5, clip_on=False, label=f"{steps} steps")
@@ -115,6 +115,8 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         else:
             axis.set_yscale("log")
+            bottom, top = axis.get_ylim()
+            axis.set_ylim(bottom=min(bottom, real * (real / top) ** 0.1))
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter("{x:g}")

@@ -33,7 +33,10 @@ def threads_allowed() -> int:
 
 def described(device: torch.device) -> str:
     """What a reader of figures wants to know of a device: the GPU's name, or the processor's and the number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def processor() -> str:

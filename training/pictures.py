@@ -116,7 +116,7 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
         else:
             axis.set_yscale("log")
             bottom, top = axis.get_ylim()
-            axis.set_ylim(bottom=min(bottom, real * (real / top) ** 0.1))
+            axis.set_ylim(bottom=min(bottom, real * (real / top) ** 0.1))  # room for that name
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter("{x:g}")

@@ -1,4 +1,4 @@
-"""The page: controls in, pictures out. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
+"""Command: the page, controls in and pictures out. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
 
 import argparse
 import html
@@ -6,15 +6,17 @@ import os
 import random
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 try:
-    import spaces  # ZeroGPU; it has to come before torch
+    import spaces  # ZeroGPU; must be imported before torch
 
-    on_gpu = spaces.GPU(duration=20)  # seconds that a drawing may take at most
+    on_gpu = spaces.GPU(duration=20)  # at most so many seconds a drawing
 except ImportError:
 
     def on_gpu(function):
@@ -24,34 +26,35 @@ except ImportError:
 import gradio as gr
 import torch
 
-from model import browser, check, generate, show, weights
-from model.command import sentence_on_error
+from model import check, sampling, weights
+from model.common import sentence_on_error
 from model.device import pick
-from model.film import compare, filmed
-from model.images import CLASSES
+from model.images import CLASSES, columns
+from model.page import html as pictures
 
-START = {"digit": "7", "seed": 67, "steps": 20}  # what the page opens with; the guidance is the weights' own
+PAGE = Path(pictures.__file__).parent  # with page.css and page.js
+START = {"digit": "7", "seed": 67}  # what the page opens with; steps and guidance are those of the weights
 MAX_SHEET = 400  # digits
 ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
 
 FONT = ("system-ui", "sans-serif")
-THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
-    body_text_color_subdued="*neutral_500",  # of Gradio's own colours two are too pale to read: this one, and white on primary_500
+THEME = gr.themes.Default(
+    primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")
+).set(
+    body_text_color_subdued="*neutral_500",  # Gradio's own subdued text and white on primary_500 have too little contrast
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
 )
 
 
-# ---- what a link asks for
-
-
 def from_link(query: dict, start: dict) -> dict:
-    """The controls that a link asks for: each value clamped into its range, and the start's where it makes no sense."""
+    """The controls that a link asks for: each value clamped to its range, and the default for one that makes no sense."""
     values = dict(start)
     if query.get("digit") in CLASSES:
         values["digit"] = query["digit"]
-    ranges = (("seed", int, 0, generate.MAX_SEED), ("steps", int, 1, generate.MAX_STEPS), ("guidance", float, 0, generate.MAX_GUIDANCE))
-    for name, kind, low, high in ranges:
+    ranges = {"seed": (int, 0, sampling.MAX_SEED), "steps": (int, 1, sampling.MAX_STEPS)}
+    ranges["guidance"] = (float, 0, sampling.MAX_GUIDANCE)
+    for name, (kind, low, high) in ranges.items():
         try:
             asked = kind(query[name])
         except (KeyError, ValueError):
@@ -69,58 +72,74 @@ class Studio:
     """What the tabs and the API call: small checked functions of plain values over `model/`."""
 
     def __init__(self, loaded: weights.Weights):
-        self.network = loaded.network
+        self.network, self.sampling = loaded.network, loaded.sampling
         count = sum(parameter.numel() for parameter in self.network.parameters())
         device = next(self.network.parameters()).device.type
         source, at, commit = loaded.source.partition("@")
         self.about = f"{count / 1e6:.2f} M parameters · weights: {source}{at}{commit[:12]} · {device}"
-        self.start = {**START, "guidance": loaded.network.default_guidance}
+        self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
         self.notice = f"\n\n{loaded.notice}" if loaded.notice else ""
-        self.run = on_gpu(self.run)
+        self.film, self.columns, self.digits = map(on_gpu, (self.film, self.columns, self.digits))
 
-    def run(self, function, *arguments):
-        """All that `function` of `model/` yields for this network: the one place where a GPU is needed, after every check."""
-        yield from function(self.network, *arguments)
+    # ---- what runs on the GPU, once every value is checked
 
-    # ---- one checked call of the model each; ValueError for a bad value
+    def film(self, label, seed, config):
+        return sampling.draw_one(self.network, label, seed, config)
 
-    def shoot(self, digit, seed, steps, guidance):
-        (film,) = self.run(filmed, generate.label(digit), *generate.settings(seed, steps, guidance))
-        return film
+    def columns(self, labels, seed, config):
+        yield from sampling.compare_steps(self.network, labels, seed, config)
 
-    def compare(self, digit, seed, guidance):
-        labels = range(10) if digit == "all" else [generate.label(digit)]
-        seed, _, guidance = generate.settings(seed, 1, guidance)
-        yield from self.run(compare, torch.tensor(labels), seed, guidance)
+    def digits(self, labels, seed, config):
+        yield from sampling.draw(self.network, labels, seed, config)
+
+    # ---- one checked call each; ValueError for a bad value
+
+    def config(self, steps=None, guidance=None) -> sampling.SamplingConfig:
+        """The sampling defaults of the weights, with what is asked for."""
+        asked = {"steps": steps, "guidance": guidance}
+        return replace(self.sampling, **{name: value for name, value in asked.items() if value is not None})
+
+    def draw_one(self, digit, seed, config):
+        return self.film(sampling.label(digit), sampling.check_seed(seed), config)
+
+    def compare_steps(self, digit, seed, config):
+        labels = range(10) if digit == "all" else [sampling.label(digit)]
+        yield from self.columns(torch.tensor(labels), sampling.check_seed(seed), config)
 
     def labels(self, classes, count):
-        return generate.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET))
+        return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET))
 
-    def many(self, labels, seed, steps, guidance):
-        yield from self.run(generate.draw, labels, *generate.settings(seed, steps, guidance, len(labels)))
+    def draw_sheet(self, labels, seed, config):
+        yield from self.digits(labels, sampling.check_seed(seed, len(labels)), config)
 
-    # ---- the API; a guidance that is left out is the weights' own
+    # ---- the API
 
-    def own(self, guidance):
-        return self.start["guidance"] if guidance is None else guidance
-
-    def draw_api(self, digit: str, seed: int = 42, steps: int = 20, guidance: float | None = None) -> list[list[int]]:
+    def draw_api(
+        self, digit: str, seed: int = 42, steps: int | None = None, guidance: float | None = None
+    ) -> list[list[int]]:
         """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255 white."""
         with sentences():
-            return self.shoot(digit, seed, steps, self.own(guidance)).digit.tolist()
+            return self.draw_one(digit, seed, self.config(steps, guidance)).digit.tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of steps."""
         with sentences():
-            return {str(count): pixels.tolist() for count, pixels, _ in self.compare(digit, seed, self.own(guidance))}
+            columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
+            return {str(count): pixels.tolist() for count, pixels, _ in columns}
 
     def sheet_api(
-        self, classes: str = "0-9", count: int = 100, seed: int = 42, steps: int = 20, guidance: float | None = None
+        self,
+        classes: str = "0-9",
+        count: int = 100,
+        seed: int = 42,
+        steps: int | None = None,
+        guidance: float | None = None,
     ) -> dict[str, list]:
         """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of seed + i."""
         with sentences():
             labels = self.labels(classes, count)
-            return {"images": torch.cat(list(self.many(labels, seed, steps, self.own(guidance)))).tolist(), "labels": labels.tolist()}
+            pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
+            return {"images": pixels.tolist(), "labels": labels.tolist()}
 
     # ---- the tabs
 
@@ -129,59 +148,59 @@ class Studio:
         return list(from_link(dict(request.query_params), self.start).values())
 
     def open_cell(self, event: gr.EventData) -> list:
-        """The Draw tab, and its controls as the link of a digit of the sheet asks for."""
+        """The Draw tab, with the controls that the link of a cell asks for."""
         return [gr.Tabs(selected="draw"), *from_link(dict(parse_qsl(str(event.link).lstrip("?"))), self.start).values()]
 
     def draw_tab(self, digit, seed, steps, guidance, with_velocity):
-        """The digit, its film, and the status line; a bad value is a sentence there, and the pictures stay."""
+        """The digit, its film, and the status line; for a bad value the status line says so and the pictures stay."""
         try:
-            film = self.shoot(digit, seed, steps, guidance)
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            film = self.draw_one(digit, seed, config)
         except ValueError as error:
             return gr.skip(), gr.skip(), f"{error}."
-        status = f"{show.in_steps(steps)[3:]} in {film.milliseconds:.0f} ms\\\n{self.about}{self.notice}"
-        return show.digit_html(film, digit, seed, guidance), show.film_html(film, with_velocity), status
+        status = f"{pictures.in_steps(config.steps)[3:]} in {film.milliseconds:.0f} ms\\\n{self.about}{self.notice}"
+        return pictures.digit_html(film, digit, seed, config), pictures.film_html(film, with_velocity), status
 
     def steps_tab(self, digit, seed, guidance):
-        """The columns of ever more steps, each shown when it is drawn."""
+        """The columns of ever more steps, each shown as soon as it is drawn."""
         try:
             columns = []
-            for column in self.compare(digit, seed, guidance):
+            for column in self.compare_steps(digit, seed, replace(self.sampling, guidance=guidance)):
                 columns.append(column)
-                yield show.steps_html(columns, CLASSES[:10] if digit == "all" else (digit,))
+                yield pictures.steps_html(columns, CLASSES[:10] if digit == "all" else (digit,))
         except ValueError as error:
             yield f"<p>{html.escape(str(error))}.</p>"
 
     def sheet_tab(self, classes, number, count, seed, steps, guidance, progress=gr.Progress()):  # noqa: B008
+        """The sheet, growing as it is drawn, and in the end its files."""
         try:
-            labels = generate.parse_number(number) if number else self.labels(",".join(classes), count)
-            columns = len(labels) if number else generate.columns(len(labels))
+            labels = sampling.parse_number(number) if number else self.labels(",".join(classes), count)
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            width = len(labels) if number else columns(len(labels))
             drawn, cells = [], ""
             progress(0, "Drawing")
-            for chunk in self.many(labels, seed, steps, guidance):
-                for pixels in chunk:
-                    cells += show.cell_html(pixels, CLASSES[labels[len(drawn)]], seed + len(drawn), steps, guidance)
+            for batch in self.draw_sheet(labels, seed, config):
+                for pixels in batch:
+                    cells += pictures.cell_html(pixels, CLASSES[labels[len(drawn)]], seed + len(drawn), config)
                     drawn.append(pixels)
                 progress((len(drawn), len(labels)), unit="digits")
-                yield show.sheet_html(cells, columns)
-            yield show.sheet_html(cells, columns, show.files_html(torch.stack(drawn), labels, columns))
+                yield pictures.sheet_html(cells, width)
+            yield pictures.sheet_html(cells, width, pictures.files_html(torch.stack(drawn), labels, width))
         except ValueError as error:
             yield f"<p>{html.escape(str(error))}.</p>"
 
 
 @contextmanager
 def sentences():
-    """A bad value reaches the caller of the API as its one sentence."""
+    """Report a bad value to the caller of the API as one sentence."""
     try:
         yield
     except ValueError as error:
         raise gr.Error(f"{error}.", print_exception=False) from None
 
 
-# ---- the page
-
-
 def slider(*range, **words) -> gr.Slider:
-    """A slider whose number only its reader checks, so that a bad or a missing one is a sentence beside the picture."""
+    """A slider that passes its value on unchecked, so that a bad one becomes a sentence beside the picture."""
     made = gr.Slider(*range, **words)
     made.preprocess = lambda value: value
     return made
@@ -190,10 +209,18 @@ def slider(*range, **words) -> gr.Slider:
 def build(studio: Studio) -> gr.Blocks:
     """The three tabs and the typed endpoints."""
     start = studio.start
-    guidance_range = {"minimum": 0, "maximum": generate.MAX_GUIDANCE, "value": start["guidance"], "step": 0.05, "label": "Guidance"}
-    steps_range = {"minimum": 1, "maximum": generate.MAX_STEPS, "value": start["steps"], "step": 1, "label": "Steps"}
+    guidance_range = {
+        "minimum": 0,
+        "maximum": sampling.MAX_GUIDANCE,
+        "value": start["guidance"],
+        "step": 0.05,
+        "label": "Guidance",
+    }
+    steps_range = {"minimum": 1, "maximum": sampling.MAX_STEPS, "value": start["steps"], "step": 1, "label": "Steps"}
     with gr.Blocks(title="Digits from noise", delete_cache=(3600, 3600)) as page:
-        gr.Markdown("# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step.")
+        gr.Markdown(
+            "# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step."
+        )
         tabs = gr.Tabs()
         with tabs, gr.Tab("Draw", id="draw"):
             with gr.Row():
@@ -205,7 +232,7 @@ def build(studio: Studio) -> gr.Blocks:
                     digit = gr.Radio(CLASSES, value=start["digit"], label="Class", elem_classes="classes")
                     steps = slider(**steps_range, info="how many steps from noise to digit")
                     guidance = slider(**guidance_range, info="1 follows the class, more exaggerates it")
-                    seed = gr.Number(start["seed"], label="Seed", info="names the noise")
+                    seed = gr.Number(start["seed"], label="Seed", info="selects the noise")
                     with gr.Row():
                         dice = gr.Button("⚄ Another seed", size="md", min_width=120)
                         copy = gr.Button("Copy link", size="md", min_width=120, elem_id="copy")
@@ -222,13 +249,18 @@ def build(studio: Studio) -> gr.Blocks:
             "api_visibility": "private",
             **ONE_AT_A_TIME,
         }
-        follow = {"fn": None, "inputs": digit_out, "js": browser.FOLLOW, "api_visibility": "private"}
-        changes = [digit.input, seed.input, velocity.input, steps.change, guidance.change]  # a slider also clamps and resets itself
+        follow = {"fn": None, "inputs": digit_out, "js": "drawn => digits.follow(drawn)", "api_visibility": "private"}
+        changes = [
+            digit.input,
+            seed.input,
+            velocity.input,
+            steps.change,
+            guidance.change,
+        ]  # a slider also clamps and resets itself
         gr.on(changes, trigger_mode="always_last", **drawing).then(**follow)
         dice.click(new_seed, None, seed, **quiet).then(**drawing).then(**follow)
         page.load(studio.open_link, None, controls, **quiet).then(**drawing)
-        page.load(None, js=browser.ARROWS, api_visibility="private")
-        copy.click(**follow).then(None, js=browser.COPY_LINK, api_visibility="private")
+        copy.click(**follow).then(None, js="() => digits.copyLink()", api_visibility="private")
 
         with tabs, gr.Tab("Steps", id="steps") as steps_page:
             gr.Markdown("How many steps are enough? The same noise at 1 to 32 steps.")
@@ -249,9 +281,8 @@ def build(studio: Studio) -> gr.Blocks:
 
         with tabs, gr.Tab("Sheet", id="sheet"):
             with gr.Row():
-                number = gr.Textbox(
-                    label="Write a number", info=f"up to {generate.MAX_NUMBER} digits, or leave it empty", max_length=generate.MAX_NUMBER
-                )
+                number_info = f"up to {sampling.MAX_NUMBER} digits, or leave it empty"
+                number = gr.Textbox(label="Write a number", info=number_info, max_length=sampling.MAX_NUMBER)
                 count = slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
             classes = gr.CheckboxGroup(CLASSES, value=list(CLASSES[:10]), label="Classes")
             with gr.Row():
@@ -261,7 +292,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Row():
                 go = gr.Button("Draw the sheet", variant="primary")
                 halt = gr.Button("Stop")
-            sheet_out = gr.HTML(padding=False, js_on_load=browser.OPEN)
+            sheet_out = gr.HTML(padding=False, js_on_load="digits.openCells(element, trigger)")
         run = gr.on(
             [go.click, number.submit],
             studio.sheet_tab,
@@ -280,10 +311,14 @@ def build(studio: Studio) -> gr.Blocks:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python app.py", description="The page that draws digits, in the browser.")
-    parser.add_argument("--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)")
+    parser.add_argument(
+        "--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)"
+    )
     parser.add_argument("--port", type=int, help="the port to serve on (default: the first free one from 7860)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    parser.add_argument("--strict-weights", action="store_true", help="refuse to start when the weights asked for are not to be had")
+    parser.add_argument(
+        "--strict-weights", action="store_true", help="refuse to start when the weights cannot be loaded"
+    )
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         if options.port is not None:
@@ -292,13 +327,14 @@ def main(argv: list[str] | None = None) -> int:
         page = build(Studio(load(options.weights, pick(options.device))))
         page.launch(
             server_port=options.port,
-            css=browser.CSS,
+            css_paths=PAGE / "page.css",
+            head=f"<script>{(PAGE / 'page.js').read_text(encoding='utf-8')}</script>",
             theme=THEME,
             ssr_mode=False,
             max_file_size="1mb",
-            state_session_capacity=100,  # Gradio copies its configuration, some 100 kB, for each; the page keeps nothing in them
+            state_session_capacity=100,  # Gradio copies its configuration, some 100 kB, for each; the page keeps nothing there
             footer_links=["api"],
-            mcp_server=find_spec("mcp") is not None,  # the endpoints as tools, for whoever installs gradio[mcp]
+            mcp_server=find_spec("mcp") is not None,  # the endpoints as tools, with gradio[mcp] installed
         )
     return 0
 

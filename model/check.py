@@ -1,11 +1,11 @@
-"""Values from outside, checked at the border: each returns the value as its own type or raises ValueError with it."""
+"""Validation of values from outside: each function returns the value in its own type, or raises ValueError."""
 
 import sys
 from numbers import Integral, Real
 
 
 def whole(name: str, value, low: int, high: int | None = None) -> int:
-    """A whole number in `low`..`high`; a float such as 7.0, which JSON may send for 7, passes."""
+    """A whole number in `low`..`high`; accepts a float such as 7.0, which JSON may send for 7."""
     fits = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not fits or not in_range(value, low, high):
         raise ValueError(f"{name} must be a whole number {span(low, high)}, not {shown(value)}")
@@ -14,7 +14,9 @@ def whole(name: str, value, low: int, high: int | None = None) -> int:
 
 def number(name: str, value, low: float, high: float | None = None) -> float:
     """A finite number in `low`..`high`."""
-    finite = not isinstance(value, bool) and isinstance(value, Real) and abs(value) <= sys.float_info.max  # NaN is not, 10**400 neither
+    finite = (
+        not isinstance(value, bool) and isinstance(value, Real) and abs(value) <= sys.float_info.max
+    )  # False for NaN and 10**400
     if not finite or not in_range(value, low, high):
         raise ValueError(f"{name} must be a number {span(low, high)}, not {shown(value)}")
     return float(value)
@@ -29,6 +31,6 @@ def span(low, high) -> str:
 
 
 def shown(value) -> str:
-    """The value as a person may read it, cut to one short line."""
+    """The value for a message, cut to one short line."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -1,17 +1,18 @@
-"""Where the network runs: the device, its threads, and whether it multiplies bfloat16 in hardware."""
+"""Where the network runs: the device, its threads, and whether it has bfloat16 in hardware."""
 
 import platform
+import sys
 from pathlib import Path
 
 import torch
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container on Linux: microseconds of all cores together, in how many
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container: CPU microseconds per period, period
 
 
 def pick(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises ValueError for one that is not there.
+    """The device of that name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises ValueError for a missing one.
 
-    In a container, torch keeps to the share of the cores that is the container's.
+    Also limits torch's threads to the CPU quota of a container.
     """
     torch.set_num_threads(min(torch.get_num_threads(), threads_allowed()))
     if name == "auto":
@@ -23,16 +24,16 @@ def pick(name: str = "auto") -> torch.device:
 
 
 def threads_allowed() -> int:
-    """As many threads as the quota of a container has cores: torch takes one for each core of the host, and they would stop each other."""
+    """The cores of the container's quota: torch starts a thread per core of the host, which would then be throttled."""
     try:
         quota, period = QUOTA.read_text().split()
         return max(1, round(int(quota) / int(period)))
-    except (OSError, ValueError):  # no container, or one without a quota: "max"
+    except (OSError, ValueError):  # no container, or no quota: "max"
         return torch.get_num_threads()
 
 
 def described(device: torch.device) -> str:
-    """What a reader of figures wants to know of a device: the GPU's name, or the processor's and the number of threads."""
+    """The GPU's name, or the processor's and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -44,12 +45,26 @@ def processor() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        name = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
+        name = next(
+            (line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            name,
+        )
     return name + (" with AMX" if platform.machine() == "x86_64" and torch.cpu._is_amx_tile_supported() else "")
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products have units of their own there (elsewhere they are emulated, and slower than float32)."""
+    """Whether the device multiplies bfloat16 in hardware (elsewhere it is emulated, and slower than float32)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak GB: of the GPU what was reserved, else of the process (0 on Windows, where it is unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 1e9
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

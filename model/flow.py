@@ -3,11 +3,12 @@
     t = 1 is noise, t = 0 is the image
     path      x_t = t·noise + (1 − t)·image
     velocity  v   = dx_t/dt = noise − image
-    step      x ← x + (t_next − t)·v̂,  v̂ the velocity in the middle of the step, on the line through the last two; v for first and last
+    step      x ← x + (t_next − t)·v
 
 Liu et al., "Flow Straight and Fast" (arXiv 2209.03003); the shift and the logit-normal are those of
 Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206, §3.1 and §5.3.2).
 
+The sampler replaces v in the step by a second-order multistep estimate (AB2): still one network call per step.
 A *velocity* is any callable `(x, t, t_next) → v` with `x` and `v` float `[B, 1, 28, 28]`, `t` and `t_next` numbers in [0, 1].
 """
 
@@ -19,36 +20,36 @@ import torch
 
 from model.images import SIZE
 
-SAMPLER = "Adams–Bashforth 2 with Euler's last step"  # what figures of drawn digits are figures of, beside the weights
+SAMPLER = "Adams–Bashforth 2 with Euler's last step"  # recorded beside every measured figure
 Velocity = Callable[[torch.Tensor, float, float], torch.Tensor]
 
 
 class State(NamedTuple):
-    """What there is to see at one time of the flow; the image predicted here is `x - t * v`."""
+    """The sampler at one time; the image predicted here is `x - t * v`."""
 
     t: float
     x: torch.Tensor  # [B, 1, 28, 28]
-    v: torch.Tensor | None  # the same shape; None once the image is there
+    v: torch.Tensor | None  # the same shape; None for the final image
 
 
 def path(image: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The point x_t on the straight line from `image` to `noise`, and the velocity there; `t` is `[B]`, the rest `[B, 1, H, W]`."""
+    """x_t on the straight line from `image` to `noise`, and the velocity there; `t` is `[B]`, the rest `[B, 1, H, W]`."""
     t = t.view(-1, 1, 1, 1)
     return t * noise + (1 - t) * image, noise - image
 
 
 def shifted(t, shift: float):
-    """Time bent towards the noise by `shift` (1 changes nothing), for a number or a tensor: s·t / (1 + (s − 1)·t)."""
+    """SD3's timestep shift, towards the noise for s > 1, of a number or a tensor: s·t / (1 + (s − 1)·t)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def logit_normal(normal: torch.Tensor, mean: float, std: float, shift: float) -> torch.Tensor:
-    """Training times from standard normal draws, any shape: the shifted sigmoid of N(mean, std)."""
+    """Training times from standard normal draws of any shape: the shifted sigmoid of N(mean, std)."""
     return shifted(torch.sigmoid(mean + std * normal), shift)
 
 
 def time_grid(steps: int, shift: float) -> list[float]:
-    """`steps` + 1 times from 1 to 0: equal steps, then bent by the shift.
+    """`steps` + 1 times from 1 to 0: equal steps, then shifted.
 
     Raises ValueError for fewer than one step.
     """
@@ -58,9 +59,9 @@ def time_grid(steps: int, shift: float) -> list[float]:
 
 
 def noise(seeds: Iterable[int]) -> torch.Tensor:
-    """The start that each seed names, float32 `[len(seeds), 1, 28, 28]`, on the CPU.
+    """Standard normal noise, one image per seed: float32 `[len(seeds), 1, 28, 28]`, on the CPU.
 
-    One generator an image: a seed gives the same noise whatever the batch, the device and the neighbours.
+    Each image has its own generator, so a seed gives the same noise whatever the batch or the device.
     """
     generator = torch.Generator()
     return torch.stack([torch.randn(1, SIZE, SIZE, generator=generator.manual_seed(seed)) for seed in seeds])
@@ -85,19 +86,19 @@ def guided(network: Callable, labels: torch.Tensor, null_label: int, scale: floa
 
 @torch.inference_mode()
 def sample(velocity: Velocity, x: torch.Tensor, times: Iterable[float]) -> Iterator[State]:
-    """The Adams–Bashforth method of second order along `times`: yields the state before each update, and the image last.
+    """Second-order Adams–Bashforth (AB2) along `times`: yields the state before each update, and the image last.
 
-    A step goes by v + (v − v_before) · step / (2 · step_before). Two steps go by v, as in Euler's method: the first, which has nothing
-    before it, and the one to t = 0, whose end is then the image predicted there; a line through two velocities would go past it.
-    It asks for no more velocities than Euler's and is wrong by step² where that is wrong by step (Hairer, Nørsett & Wanner,
-    Solving Ordinary Differential Equations I, §III.5; for diffusion, Zhang & Chen, arXiv 2204.13902).
+    A step uses v + (v − v_before) · step / (2 · step_before): the slope between the last two velocities, no extra network call.
+    The first step, which has no predecessor, and the last, which should land on the predicted image, are Euler steps.
+    The error is O(step²) where Euler's is O(step) (Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I,
+    §III.5; for diffusion models, Zhang & Chen, arXiv 2204.13902).
     """
     v_before = t_before = None
     for t, t_next in pairwise(times):
-        v = middle = velocity(x, t, t_next)
+        v = slope = velocity(x, t, t_next)
         yield State(t, x, v)
         if t_before is not None and t_next > 0:
-            middle = v + (v - v_before) * (t_next - t) / (2 * (t - t_before))
-        x = x + (t_next - t) * middle
+            slope = v + (v - v_before) * (t_next - t) / (2 * (t - t_before))
+        x = x + (t_next - t) * slope
         v_before, t_before = v, t
     yield State(0.0, x, None)

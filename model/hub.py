@@ -1,4 +1,4 @@
-"""The Hub, seen from here: a repository's files into the cache, and every way that can fail into one sentence."""
+"""The Hugging Face Hub: download a repository's files into the cache, and explain every failure in one sentence."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,  # the HTTP library's own, whichever of them this version of the client stands on
+    HTTPError,  # of the HTTP library that this version of the client uses
     LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -21,11 +21,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-DECISION_SECONDS = 6.0  # until the Hub has named the commit and given a first small file; after that it counts as not there
+DECISION_SECONDS = 6.0  # for the commit and a first small file; a slower Hub counts as unreachable
 DOWNLOAD_SECONDS = 300.0  # for all files
 
-NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)  # the Hub's own word, not the network's
-# RuntimeError is what Xet raises, and an upload in several threads.
+NOT_THERE = (
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RemoteEntryNotFoundError,
+)  # the Hub's answer, no network fault
+# RuntimeError is raised by Xet and by uploads in several threads.
 CLIENT_ERRORS = (HTTPError, OSError, RevisionResolutionError, json.JSONDecodeError, RuntimeError)
 
 NAME = r"\w[\w.-]*/\w[\w.-]*"
@@ -38,19 +42,19 @@ ADVICE = {
 }
 
 
-def download(where: str, names: tuple[str, ...]) -> tuple[Path, str]:
-    """The cached folder with the files `names` of a repository `USER/NAME[@revision]`, and `USER/NAME@commit`, which names them for good.
+def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[Path, str]:
+    """The cached folder with the files of a repository `USER/NAME[@revision]`, and `USER/NAME@commit`, its permanent name.
 
-    The revision becomes a commit once; where the Hub does not answer, the cache does.
+    The revision is resolved to a commit once; where the Hub does not answer, the cache is used.
     Raises OSError, in one sentence, and without a network within `DECISION_SECONDS`.
     """
     if not re.fullmatch(NAME + r"(@\w[\w./-]*)?", where):
         raise FileNotFoundError(f"{where} is neither a folder nor a Hub repository USER/NAME[@revision]")
     repo, _, revision = where.partition("@")
-    with explained(f"{where} is no folder here, and not to be had from the Hub"):
+    with explained(f"{where} is not a folder here, and cannot be loaded from the Hub"):
         try:
             folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1]))
-            within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names))
+            within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names, optional))
         except NOT_THERE:
             raise
         except CLIENT_ERRORS:
@@ -61,25 +65,31 @@ def download(where: str, names: tuple[str, ...]) -> tuple[Path, str]:
     return folder, f"{repo}@{folder.name}"
 
 
-def fetch(repo: str, revision: str, names: tuple[str, ...], offline: bool = False) -> Path:
-    """The cached folder with these files of one commit; what is cached already takes no request."""
-    # Mirrors do not all know a default branch, so it is named.
-    commit = HfApi().resolve_revision(repo, revision=revision or constants.DEFAULT_REVISION, local_files_only=offline).resolved
+def fetch(
+    repo: str, revision: str, names: tuple[str, ...], optional: tuple[str, ...] = (), offline: bool = False
+) -> Path:
+    """The cached folder with these files of one commit; files that are cached already take no request."""
+    # Some mirrors have no default branch, so it is named.
+    named = revision or constants.DEFAULT_REVISION
+    commit = HfApi().resolve_revision(repo, revision=named, local_files_only=offline).resolved
     paths = [hf_hub_download(repo, name, revision=commit, local_files_only=offline) for name in names]
+    for name in optional:
+        with suppress(RemoteEntryNotFoundError):
+            hf_hub_download(repo, name, revision=commit)
     return Path(paths[0]).parent
 
 
 def forget(folder: Path, names: tuple[str, ...]) -> None:
-    """Remove the files of a cached folder, so that the next start fetches them anew."""
+    """Remove the files of a cached folder, so that the next start downloads them again."""
     for name in names:
-        for path in ((folder / name).resolve(), folder / name):  # a link, where the system has them, and what it leads to
+        for path in ((folder / name).resolve(), folder / name):  # a symbolic link and its target
             path.unlink(missing_ok=True)
 
 
 def within(seconds: float, call: Callable):
     """What `call()` returns or raises; TimeoutError when that takes longer.
 
-    The timeouts of the HTTP library leave out the name lookup, and begin anew with every address, every read and every retry.
+    The HTTP library's own timeouts exclude the name lookup and restart with every address, read and retry.
     """
     outcome = Future()
 
@@ -108,7 +118,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why, and what to do: from the Hub's answer where there is one, else from the first cause."""
+    """Why it failed and what to do: from the Hub's answer where there is one, else from the root cause."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -123,14 +133,14 @@ def reason(error: BaseException) -> str:
 
 
 def answer(error: HfHubHTTPError) -> str:
-    """What an answer of the Hub that is no success means, and what to do."""
+    """What an error response of the Hub means, and what to do."""
     response = error.response
     if isinstance(error, GatedRepoError):
         return "its owner gives access on request; ask on its page, then log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
         return "the repository is there, but has no such revision; its page lists branches and commits"
     if isinstance(error, RemoteEntryNotFoundError):
-        return f"it holds no {response.url.path.rpartition('/')[2]}, so it has no weights of this network; check the name"
+        return f"it holds no {response.url.path.rpartition('/')[2]}, so it does not hold weights of this network; check the name"
     if isinstance(error, RepositoryNotFoundError):
         return ADVICE[404]
     if response.status_code == 429:

@@ -1,9 +1,11 @@
-"""What the images are, and the way between pixels and the range the network works in.
+"""Classes, the conversion between pixels and the network's range, and image files.
 
-Outside: uint8 `[B, 28, 28]`, 0 black, 255 white. Inside: float `[B, 1, 28, 28]`, unit variance.
+Outside the network: uint8 `[B, 28, 28]`, 0 black, 255 white. Inside: float `[B, 1, 28, 28]`, unit variance.
 """
 
 import io
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,29 +19,29 @@ BLACK, WHITE = CLASSES.index("black"), CLASSES.index("white")
 
 
 def to_model(pixels: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-    """Pixels uint8 `[B, 28, 28]` → float32 `[B, 1, 28, 28]`; `mean` and `std` in units of the white level."""
+    """Pixels uint8 `[B, 28, 28]` → float32 `[B, 1, 28, 28]`; `mean` and `std` of pixels in [0, 1]."""
     return (pixels.unsqueeze(1).float() / 255 - mean) / std
 
 
 def to_pixels(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-    """The inverse of `to_model`, clipped to black and white and rounded: `[B, 1, 28, 28]` → uint8 `[B, 28, 28]`."""
+    """The inverse of `to_model`, rounded and clipped: `[B, 1, 28, 28]` → uint8 `[B, 28, 28]`."""
     return ((x.float().squeeze(1) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def enlarge(pixels: torch.Tensor, factor: int) -> np.ndarray:
-    """Every pixel a crisp square: uint8 `[..., H, W]` → uint8 array `[..., H·factor, W·factor]`."""
+    """Nearest-neighbour upscaling: uint8 `[..., H, W]` → uint8 array `[..., H·factor, W·factor]`."""
     return pixels.cpu().repeat_interleave(factor, -2).repeat_interleave(factor, -1).numpy()
 
 
 def sheet(pixels: torch.Tensor, columns: int, scale: int = 2, gap: int = 2, background: int = 64) -> Image.Image:
-    """Many images as one grey picture, row by row: uint8 `[B, 28, 28]` → `columns` to a row, each pixel `scale` wide.
+    """Images uint8 `[B, 28, 28]` as one picture, row by row, `columns` per row, each pixel `scale` wide.
 
-    The gap is grey, so that an all black and an all white image can both be told from it.
+    The gap is grey, so that all-black and all-white images stand out from it.
     """
     columns = min(columns, len(pixels))
     count, edge = -len(pixels) % columns, gap * scale
     tiles = F.pad(torch.from_numpy(enlarge(pixels, scale)), (edge, 0, edge, 0), value=background)
-    tiles = F.pad(tiles, (0, 0, 0, 0, 0, count), value=background)  # places without an image in the last row
+    tiles = F.pad(tiles, (0, 0, 0, 0, 0, count), value=background)  # fill the last row
     grid = rearrange(tiles, "(rows columns) h w -> (rows h) (columns w)", columns=columns)
     return Image.fromarray(F.pad(grid, (0, edge, 0, edge), value=background).numpy())
 
@@ -52,11 +54,26 @@ def png(pixels: torch.Tensor, scale: int = 1) -> bytes:
 
 
 def animation(frames: torch.Tensor, milliseconds: float, scale: int = 1) -> bytes:
-    """Images uint8 `[F, H, W]` as an animated PNG file that plays once, in `milliseconds`, and rests on the last.
+    """Images uint8 `[F, H, W]` as an animated PNG that plays once, in `milliseconds`, and stops on the last.
 
-    That is also the one picture for a viewer that knows no animations.
+    Viewers without animation support show the last image too.
     """
     file = io.BytesIO()
     film = [Image.fromarray(frame) for frame in enlarge(frames, scale)]
-    film[-1].save(file, "png", save_all=True, append_images=film, default_image=True, duration=milliseconds / len(frames), loop=1)
+    film[-1].save(
+        file, "png", save_all=True, append_images=film, default_image=True, duration=milliseconds / len(frames), loop=1
+    )
     return file.getvalue()
+
+
+def columns(count: int) -> int:
+    """Columns of a sheet: ten, so that classes in turn line up, or a multiple of ten for a large sheet."""
+    return min(count, 10 * max(1, round((count / 100) ** 0.5)))
+
+
+def save(file: Path | BinaryIO, kind: str, pixels: torch.Tensor, labels: torch.Tensor, columns: int) -> None:
+    """Write a sheet (`png`) or a labelled data set (`npz`: `images` uint8 `[N, 28, 28]`, `labels` int64 `[N]`)."""
+    if kind == "npz":
+        np.savez_compressed(file, images=pixels.numpy(), labels=labels.numpy())
+    else:
+        sheet(pixels, columns).save(file, "png")

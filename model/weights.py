@@ -1,110 +1,138 @@
 """Weights: from a folder or a Hub repository to a network that is ready to draw, and back into a folder.
 
-A folder of weights holds `config.json` (the arguments of `DiT`), `model.safetensors` (float16) and `metrics.json`,
-which keeps the sha256 of the other two: a flipped byte would load without a word.
+A folder of weights holds `config.json` (the arguments of `DiT`), `model.safetensors` (float16), `sampling.json` (the
+defaults to draw with) and `metrics.json`, which keeps the sha256 of the first two: a flipped byte would load silently.
 """
 
 import contextlib
 import copy
-import hashlib
 import inspect
-import io
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from model import hub
+from model.common import replacing_folder, sha256
 from model.device import has_bfloat16
 from model.dit import DiT
+from model.sampling import SamplingConfig
 
 BUNDLED = Path(__file__).parent.parent / "weights"
-CONFIG, TENSORS, METRICS = "config.json", "model.safetensors", "metrics.json"
-FILES = (CONFIG, METRICS, TENSORS)
+CONFIG, TENSORS, METRICS, SAMPLING = "config.json", "model.safetensors", "metrics.json", "sampling.json"
+FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is optional
+MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network with weights, and where they came from: `source` is what a person may read.
+    """A network with its weights, how to draw with it, and where it came from.
 
-    `notice` is "", or the sentence that says why these are the bundled weights and not those asked for.
+    `source` is for people to read. `notice` is "", or says why these are the bundled weights and not those asked for.
     """
 
     network: DiT
+    sampling: SamplingConfig
     source: str
     metrics: dict
     notice: str = ""
 
 
 def load(where: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Weights:
-    """The network with the weights named by `where`, else by the variable `WEIGHTS`, else the bundled ones.
+    """The weights named by `where`, else by the variable `WEIGHTS`, else the bundled ones.
 
-    `where` is a folder, or a Hub repository `USER/NAME` or `USER/NAME@revision`. It computes in `dtype`;
+    `where` is a folder, or a Hub repository `USER/NAME` or `USER/NAME@revision`. The network computes in `dtype`;
     by default in bfloat16 where the device multiplies that in hardware, else in float32.
-    Raises ValueError or OSError, in one sentence, for weights that are missing, damaged or not this network's.
+    Raises ValueError or OSError, in one sentence, for weights that are missing, damaged or of another network.
     """
     where = where or os.environ.get("WEIGHTS") or str(BUNDLED)
     if Path(where).is_dir():
         source = "bundled" if BUNDLED.is_dir() and BUNDLED.samefile(where) else where
-        network, metrics = read(Path(where))
+        weights = read(Path(where))
     else:
         folder, source = download(where)
         try:
-            network, metrics = read(folder)
+            weights = read(folder)
         except ValueError as error:
-            hub.forget(folder, FILES)
+            hub.forget(folder, (*FILES, SAMPLING))
             raise ValueError(str(error).replace(str(folder), where)) from None
     dtype = dtype or (torch.bfloat16 if has_bfloat16(torch.device(device)) else torch.float32)
-    return Weights(network.to(device, dtype).requires_grad_(False), source, metrics)
+    return replace(weights, network=weights.network.to(device, dtype).requires_grad_(False), source=source)
 
 
 def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu") -> Weights:
-    """As `load`, but the bundled weights and a notice in place of an error, which is raised only when those are no good either."""
+    """As `load`, but falls back to the bundled weights with a notice; raises only when those are unusable too."""
     try:
         return load(where, device)
     except (ValueError, OSError) as error:
         with contextlib.suppress(ValueError, OSError):
-            return replace(load(str(BUNDLED), device), notice=f"Drawn with the bundled weights: {' '.join(str(error).split())}.")
+            notice = f"Drawn with the bundled weights: {' '.join(str(error).split())}."
+            return replace(load(str(BUNDLED), device), notice=notice)
         raise
 
 
-def read(folder: Path) -> tuple[DiT, dict]:
-    """The network and `metrics.json` of a folder of weights, checked: names, hashes, every tensor, every number finite."""
+def read(folder: Path) -> Weights:
+    """A folder of weights, checked: file names, hashes, the shape of every tensor, every number finite."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}, so there are no weights to draw with")
-    try:
-        metrics = json.loads((folder / METRICS).read_text()) if (folder / METRICS).is_file() else {}
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError:
-        raise ValueError(f"{folder} holds a {CONFIG} or {METRICS} that is no JSON") from None
-    if not isinstance(config, dict) or not isinstance(metrics, dict):
-        raise ValueError(f"{folder} holds a {CONFIG} or {METRICS} that is no JSON object")
+    config, metrics = read_json(folder / CONFIG), read_json(folder / METRICS)
     for name, expected in metrics.get("sha256", {}).items():
         if sha256(folder / name) != expected:
-            raise ValueError(f"{folder / name} is damaged: its sha256 is not the one kept in {METRICS}; fetch or train it again")
+            raise ValueError(
+                f"{folder / name} is damaged: its sha256 differs from the one in {METRICS}; download or train it again"
+            )
+    sampling = read_sampling(folder, {new: config.pop(old) for old, new in MOVED.items() if old in config})
     foreign = set(config) - set(inspect.signature(DiT).parameters)
     if foreign:
-        raise ValueError(f"{folder / CONFIG} is not this network's: it knows no {', '.join(sorted(foreign))}")
+        raise ValueError(f"{folder / CONFIG} is not of this network: unknown {', '.join(sorted(foreign))}")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it says on stdout that it loads
-            network = DiT.from_pretrained(folder, strict=True)
+        check_shapes(folder / TENSORS, config)  # before anything is allocated
+        network = DiT(**config)
+        network.load_state_dict(load_file(folder / TENSORS))
     except SafetensorError:
-        raise ValueError(f"{folder / TENSORS} is damaged or cut short; fetch or train it again") from None
-    except RuntimeError:
-        raise ValueError(f"{folder / TENSORS} does not hold the tensors of the network in {CONFIG}") from None
+        raise ValueError(f"{folder / TENSORS} is damaged or truncated; download or train it again") from None
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise ValueError(f"{folder / TENSORS} holds numbers that are not finite")
-    return network, metrics
+    return Weights(network, sampling, str(folder), metrics)
 
 
-def save(network: DiT, folder: Path, metrics: dict) -> None:
-    """Write a folder of weights in float16, with `metrics` and the hashes; an older folder gives way once the new one is whole.
+def read_json(path: Path) -> dict:
+    """The object in a JSON file, {} where there is no such file; raises ValueError for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise ValueError(f"{path} is not valid JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return found
+
+
+def read_sampling(folder: Path, older: dict) -> SamplingConfig:
+    """The sampling defaults of a folder; `older` holds those of a config.json from before there was a sampling.json."""
+    path = folder / SAMPLING
+    try:
+        return SamplingConfig(**(read_json(path) if path.is_file() else older))
+    except TypeError:
+        raise ValueError(f"{path} may hold {', '.join(asdict(SamplingConfig()))}, and nothing else") from None
+
+
+def check_shapes(path: Path, config: dict) -> None:
+    """Raise ValueError unless a tensor file holds exactly the tensors of `DiT(**config)`; reads its header only."""
+    with torch.device("meta"):
+        expected = {name: list(tensor.shape) for name, tensor in DiT(**config).state_dict().items()}
+    with safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if found != expected:
+        raise ValueError(f"{path} does not hold the tensors of the network in {CONFIG}")
+
+
+def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) -> None:
+    """Write a folder of weights in float16, with `metrics` and the hashes; replaces an older folder once the new one is whole.
 
     Raises OSError where it cannot be written.
     """
@@ -113,34 +141,12 @@ def save(network: DiT, folder: Path, metrics: dict) -> None:
             copy.deepcopy(network).cpu().half().save_pretrained(new)
         except SafetensorError as error:
             raise OSError(f"no weights can be written to {folder}: {error}") from None
-        (new / "README.md").unlink(missing_ok=True)  # the mixin's own card says nothing about these weights
+        (new / "README.md").unlink(missing_ok=True)  # the mixin's generic card
+        (new / SAMPLING).write_text(json.dumps(asdict(sampling), indent=2) + "\n", encoding="utf-8")
         hashes = {name: sha256(new / name) for name in (CONFIG, TENSORS)}
-        (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A path for a new folder, which takes the place of `folder` once the block has ended without an error."""
-    folder = Path(folder)
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, in hexadecimal; FileNotFoundError when it is missing."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n", encoding="utf-8")
 
 
 def download(where: str) -> tuple[Path, str]:
-    """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`; raises OSError, in one sentence."""
-    return hub.download(where, FILES)
+    """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`; raises OSError in one sentence."""
+    return hub.download(where, FILES, optional=(SAMPLING,))

@@ -7,9 +7,21 @@ import torch
 
 from model import weights
 from model.dit import DiT
+from model.sampling import SamplingConfig
 from tests.server import ROOT, browser, chromium_path, serve
-from training.evaluate import Ruler
+from training.measure.reference import Reference
 from training.train import main
+
+SLOW = {"page", "hub", "recovery"}  # folders of tests with a browser, a network or processes of their own
+
+
+def pytest_collection_modifyitems(items):
+    """Mark slow tests, so that `-m "not slow"` is the fast core, and run them last."""
+    for item in items:
+        if item.path.parent.name in SLOW or "reference" in item.fixturenames:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
 
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
 os.environ.pop("WEIGHTS", None)
@@ -22,7 +34,7 @@ def _seed():
 
 @pytest.fixture
 def small() -> DiT:
-    """A small network in which nothing is zero."""
+    """A small network without zero parameters."""
     network = DiT(width=32, depth=2, heads=2)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -31,8 +43,8 @@ def small() -> DiT:
 
 @pytest.fixture
 def small_weights(small, tmp_path) -> Path:
-    """A folder of weights that a trainer could have left."""
-    weights.save(small, tmp_path / "weights", {"training": {"epochs": 1}})
+    """A folder of weights as a trainer leaves it."""
+    weights.save(small, tmp_path / "weights", SamplingConfig(), {"training": {"epochs": 1}})
     return tmp_path / "weights"
 
 
@@ -52,10 +64,9 @@ def mnist_root() -> str:
 
 
 @pytest.fixture(scope="session")
-def ruler(mnist_root) -> Ruler:
-    """The ruler with all of MNIST."""
-    pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
-    return Ruler(torch.device("cpu"), mnist_root)
+def reference(mnist_root) -> Reference:
+    """The real digits, all of MNIST."""
+    return Reference(torch.device("cpu"), mnist_root)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +101,9 @@ TINY = {
 
 def write_idx(path, array: torch.Tensor) -> None:
     """The format of the four files of MNIST."""
-    path.write_bytes(struct.pack(">HBB", 0, 8, array.dim()) + struct.pack(f">{array.dim()}I", *array.shape) + array.numpy().tobytes())
+    path.write_bytes(
+        struct.pack(">HBB", 0, 8, array.dim()) + struct.pack(f">{array.dim()}I", *array.shape) + array.numpy().tobytes()
+    )
 
 
 @pytest.fixture
@@ -111,7 +124,9 @@ def go(root, tmp_path, monkeypatch):
 
     def go(*arguments, **options):
         flags = [
-            f"--{name.replace('_', '-')}={value}" for name, value in {"data_root": root, **TINY, **options}.items() if name != "compile"
+            f"--{name.replace('_', '-')}={value}"
+            for name, value in {"data_root": root, **TINY, **options}.items()
+            if name != "compile"
         ]
         try:
             return main([str(argument) for argument in arguments] + flags + ["--no-compile"])

@@ -31,10 +31,14 @@ def close(a, b) -> bool:
 
 
 @contextmanager
-def serve(log: Path, *arguments: str, folder: Path = ROOT, variables: dict | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+def serve(
+    log: Path, *arguments: str, folder: Path = ROOT, variables: dict | None = None
+) -> Iterator[tuple[str, subprocess.Popen]]:
     """Start the page of `folder` on the first free port: its address and its process, which ends with the block."""
     with open(log, "w") as out:
-        process = subprocess.Popen([sys.executable, "app.py", *arguments], cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "app.py", *arguments], cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT
+        )
     try:
 
         def address():
@@ -56,7 +60,14 @@ def chromium_path() -> str | None:
 @contextmanager
 def browser():
     """That Chromium without a window, which asks nobody on the network for anything."""
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-sync",
+    ]
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=chromium_path(), args=[*flags, "--disable-component-update"])
         yield chromium

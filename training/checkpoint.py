@@ -1,6 +1,6 @@
-"""Checkpoints: the resumable state of a run, never half-written and never believed when damaged.
+"""Checkpoints: the resumable state of a run, written atomically and verified by checksum.
 
-A checkpoint is written under a temporary name, flushed to disk and renamed; the one before it is kept.
+A checkpoint is written under a temporary name, flushed to disk and renamed; the previous one is kept.
 """
 
 import os
@@ -13,9 +13,9 @@ NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save(folder: Path, state: dict) -> None:
-    """Make `state` the newest checkpoint of a run folder; at every moment at least one whole checkpoint is there.
+    """Make `state` the newest checkpoint of a run folder; at every moment at least one whole checkpoint exists.
 
-    Raises OSError where it cannot be written; the checkpoints that are there stay as they are.
+    Raises OSError where it cannot be written; existing checkpoints stay as they are.
     """
     new = folder / (NEWEST + ".new")
     try:
@@ -29,14 +29,14 @@ def save(folder: Path, state: dict) -> None:
         flush(folder)
     except (OSError, RuntimeError) as error:
         new.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__  # on a full disk torch raises a RuntimeError over the OSError
+        cause = error if isinstance(error, OSError) else error.__context__  # torch wraps a full disk in a RuntimeError
         if not isinstance(cause, OSError):
             raise
         raise OSError(f"no checkpoint can be written to {folder}: {cause.strerror}") from None
 
 
 def flush(folder: Path) -> None:
-    """The names in a folder to disk, without which a crash of the machine could undo a renaming."""
+    """Flush a directory to disk; without it, a crash of the machine could undo a renaming."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -46,17 +46,17 @@ def flush(folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[dict, str]:
-    """The newest whole checkpoint of a run folder, on the CPU, and a sentence about damage found on the way (or "").
+    """The newest whole checkpoint of a run folder, on the CPU, and a sentence about any damaged one (or "").
 
     Raises OSError when none is whole.
     """
     damage = ""
-    for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is whole where a kill came just before its renaming
+    for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is whole after a kill just before its renaming
         path = folder / name
         if not path.exists():
             continue
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums, zipfile does
+            with zipfile.ZipFile(path) as archive:  # torch.load ignores checksums, zipfile verifies them
                 if archive.testzip() is None:
                     return torch.load(path, map_location="cpu", weights_only=True), damage
         except MemoryError:
@@ -65,7 +65,7 @@ def load(folder: Path) -> tuple[dict, str]:
             readable = not isinstance(error, OSError)
         else:
             readable = True
-        if readable:  # else the next checkpoint would push it over the whole one
+        if readable:  # set it aside: saving would otherwise let it replace the whole one
             os.replace(path, path.with_name(path.name + ".damaged"))
-        damage = f"{path} is damaged; going on from the checkpoint before it."
+        damage = f"{path} is damaged; continuing from the previous checkpoint."
     raise OSError(f"{folder} holds no whole checkpoint to resume from")

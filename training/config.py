@@ -2,128 +2,121 @@
 
 import argparse
 import json
-import math
 import shlex
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from model.files import replacing
+from model import check
+from model.common import replacing
+from model.sampling import MAX_GUIDANCE, MAX_SEED
+from training.data import DATASETS
 
 
-def option(default, help: str):
-    """A field with its default and the sentence that `--help` prints for it."""
-    return field(default=default, metadata={"help": help})
+def option(default, help: str, low: float = 0, high: float | None = None):
+    """A field with its default, its help text and, for numbers, its range."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run does. The defaults are the reference's recipe with its defects mended."""
+    """Everything that decides what a run does. The defaults are the recipe of the released weights.
+
+    Raises ValueError for a value of the wrong type or out of range.
+    """
 
     data: str = option("mnist", "mnist, fashion or kmnist")
-    data_root: str = option("data", "folder of the data sets, filled by torchvision where it is empty")
-    blank_images: int = option(1000, "all black, and as many all white, images added to the data set")
+    data_root: str = option("data", "folder of the data sets, downloaded there if necessary")
+    blank_images: int = option(1000, "all-black, and as many all-white, images added to the data set", high=100_000)
 
     init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
-    guide: str = option("", "weaker weights: what is learned is the velocity of --init guided by them, and not that of the data")
-    guide_scale: float = option(2.0, "how far the target lies on the way from the guide to --init; 1 is --init itself")
-    guide_null: float = option(0.15, "share of the null class in the guide's velocity")
-    width: int = option(256, "width of the network")
-    depth: int = option(3, "blocks")
-    heads: int = option(4, "query heads, which share one key and value head")
-    patch: int = option(2, "side of a patch, pixels")
-    pixel_mean: float = option(0.5, "subtracted from pixels in [0, 1]")
-    pixel_std: float = option(0.3081, "pixels are divided by it, so that the data has unit variance")
-    default_guidance: float = option(1.0, "guidance scale that the page opens with")
+    width: int = option(256, "width of the network", low=1)
+    depth: int = option(3, "blocks", low=1)
+    heads: int = option(4, "query heads, which share one key and value head", low=1)
+    patch: int = option(2, "side of a patch, pixels", low=1)
+    pixel_mean: float = option(0.5, "subtracted from pixels in [0, 1]", high=1)
+    pixel_std: float = option(0.3081, "pixels are divided by it, so that the data has unit variance", low=1e-3, high=1)
 
-    time_mean: float = option(0.0, "mean of the normal inside the logit-normal time")
-    time_std: float = option(1.0, "standard deviation of that normal")
-    time_shift: float = option(1.63206, "how far times are bent towards the noise, in training and in the sampler's grid")
-    label_drop: float = option(0.1, "share of labels replaced by the null class, for guidance")
+    time_mean: float = option(0.0, "mean of the logit-normal time distribution", low=-10, high=10)
+    time_std: float = option(1.0, "standard deviation of that distribution", low=1e-3, high=10)
+    time_shift: float = option(
+        1.63206, "shift of times towards the noise, in training and sampling", low=1e-3, high=1e3
+    )
+    label_drop: float = option(0.1, "share of labels replaced by the null class, for guidance", high=1)
+    guidance: float = option(1.15, "guidance scale of the previews, and default of the weights", high=MAX_GUIDANCE)
 
-    epochs: float = option(300.0, "passes over the data set")
-    batch: int = option(256, "images a step")
-    lr: float = option(2e-4, "learning rate after the warm-up")
-    beta2: float = option(0.999, "second moment decay of AdamW; the first is 0.9")
-    weight_decay: float = option(0.01, "decoupled weight decay")
+    epochs: float = option(300.0, "passes over the data set", low=1e-6, high=1e6)
+    batch: int = option(256, "images per step", low=1)
+    lr: float = option(1e-3, "peak learning rate", low=1e-9, high=1)
+    beta2: float = option(0.99, "second-moment decay of AdamW; the first is 0.9", high=0.999999)
+    weight_decay: float = option(0.01, "decoupled weight decay", high=10)
     warmup_steps: int = option(1000, "steps of linear warm-up")
-    decay_share: float = option(0.0, "last share of the steps over which the rate falls linearly to zero")
-    clip: float = option(2.0, "largest gradient norm")
-    ema_images: float = option(500_000.0, "half-life of the weights' moving average, in images")
-    ema_also: str = option("", "half-lives of further averages, as 50000,2000000: each becomes weights-IMAGES/ beside weights/")
-    ema_ramp: float = option(0.05, "no half-life is ever more than this share of the images seen")
-    seed: int = option(0, "names the initial weights and every draw of the run")
+    decay_share: float = option(0.5, "last share of the steps, over which the rate decays linearly to zero", high=1)
+    clip: float = option(2.0, "maximum gradient norm", low=1e-9)
+    ema_images: float = option(500_000.0, "half-life of the weights' moving average, in images", low=1e-6)
+    ema_ramp: float = option(0.05, "upper bound of the half-life, as a share of the images seen", low=1e-6)
+    seed: int = option(0, "seed of the initial weights and of every batch", high=MAX_SEED)
 
     device: str = option("auto", "auto, cpu, cuda or mps")
-    compile: bool = option(True, "torch.compile the loss where a compiler is there")
-    log_every: int = option(20, "steps between two lines of metrics.jsonl")
-    preview_every: float = option(10.0, "epochs between two pictures of the classes")
+    compile: bool = option(True, "torch.compile the loss where a compiler works")
+    log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
+    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6)
     checkpoint_every: float = option(120.0, "seconds between two checkpoints")
 
     def __post_init__(self):
-        if self.data not in ("mnist", "fashion", "kmnist"):
-            raise ValueError(f"data must be mnist, fashion or kmnist, not {self.data!r}")
-        for name in ("epochs", "batch", "lr", "clip", "ema_images", "ema_ramp", "log_every", "preview_every", "time_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
-        for name, value in asdict(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, not {value!r}")
-        for name in ("label_drop", "guide_null", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)!r}")
-        for name in ("blank_images", "warmup_steps", "weight_decay", "checkpoint_every", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)!r}")
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"beta2 must lie in 0..1, not {self.beta2!r}")
-        if self.guide and not self.init:
-            raise ValueError("guide needs init: the weights that it guides, which are also where the run starts from")
-        self.half_lives()
+        for item in fields(self):
+            value, kind = getattr(self, item.name), type(item.default)
+            if kind in (int, float):
+                checked = check.whole if kind is int else check.number
+                object.__setattr__(
+                    self, item.name, checked(item.name, value, item.metadata["low"], item.metadata["high"])
+                )
+            elif not isinstance(value, kind):
+                raise ValueError(f"{item.name} must be a {kind.__name__}, not {check.shown(value)}")
+        if self.data not in DATASETS:
+            raise ValueError(f"data must be {', '.join(DATASETS)}, not {check.shown(self.data)}")
 
     def network(self) -> dict:
         """The arguments of `DiT`."""
         return {name: getattr(self, name) for name in NETWORK}
 
-    def half_lives(self) -> dict[str, float]:
-        """The half-life in images of each moving average, by the folder that its weights go to; raises ValueError for one that is none."""
-        try:
-            also = [float(text) for text in self.ema_also.split(",") if text.strip()]
-        except ValueError:
-            also = [0.0]
-        if not all(0 < images < math.inf for images in also):
-            raise ValueError(f"ema_also must be numbers above 0 with commas between them, not {self.ema_also!r}")
-        return {"weights": self.ema_images, **{f"weights-{images:.0f}": images for images in also}}
+    def recipe(self) -> dict:
+        """The fields that decide the weights: all but those a resumed run may change."""
+        return {name: value for name, value in asdict(self).items() if name not in RESUMABLE}
 
-    def command(self) -> str:
-        """The line that starts a run of this configuration, whatever presets it came from."""
-        words = ["python", "-m", "training.train"]
+    def flags(self) -> list[str]:
+        """The command-line flags of every field that differs from its default."""
+        words = []
         for name, value in asdict(self).items():
             if value != getattr(Config, name):
                 words += ["--no-compile"] if name == "compile" else [f"--{name.replace('_', '-')}", str(value)]
-        return shlex.join(words)
+        return words
+
+    def command(self) -> str:
+        """The command that trains the same weights, whatever preset this configuration came from."""
+        return shlex.join(["python", "-m", "training.train", *Config(**self.recipe()).flags()])
 
     def save(self, path: Path) -> None:
         with replacing(path) as new:
-            new.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Config":
-        """Raises ValueError for a file that is no configuration."""
+        """Raises ValueError for a file that is not a configuration."""
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, json.JSONDecodeError):
-            raise ValueError(f"{path} is no configuration of this trainer") from None
+            raise ValueError(f"{path} is not a configuration of this trainer") from None
 
 
-ARCHITECTURE = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # what a warm start takes over
-NETWORK = (*ARCHITECTURE, "time_shift", "default_guidance")
+NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # taken over from the weights of --init
 
-# What a resumed run may change: how long it goes on, and what leaves every step as it was.
-RESUMABLE = {"epochs", "decay_share", "device", "compile", "log_every", "preview_every", "checkpoint_every", "data_root"}
+# What a resumed run may change: nothing that decides the weights.
+RESUMABLE = {"data_root", "device", "compile", "log_every", "preview_every", "checkpoint_every"}
 
-SHORT_RUN = {"batch": 128, "lr": 1e-3, "beta2": 0.99, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
+SHORT_RUN = {"batch": 128, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {
-    "reference": {},
+    "full": {},
+    "reference": {"lr": 2e-4, "beta2": 0.999, "decay_share": 0.0, "guidance": 1.0},  # the study repository's recipe
     "cpu": {**SHORT_RUN, "epochs": 8.0, "preview_every": 0.5},
     "quick": {**SHORT_RUN, "epochs": 1.5, "warmup_steps": 100, "preview_every": 0.25},
 }
@@ -133,9 +126,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """A flag for every field; one that is not given stays out of the namespace."""
     for item in fields(Config):
         name = "--" + item.name.replace("_", "-")
-        assert item.default is not MISSING
         shown = f"{item.metadata['help']} (default {item.default})"
-        if item.type in (bool, "bool"):
+        if isinstance(item.default, bool):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown)
         else:
             parser.add_argument(name, type=type(item.default), default=argparse.SUPPRESS, metavar="X", help=shown)

@@ -1,0 +1,140 @@
+"""From labels and seeds to digits: the sampling configuration, batches of digits, and one digit with every state of its flow."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from model import check, flow, images
+from model.dit import DiT
+
+MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 50, 5, 2**31 - 1
+MAX_NUMBER = 16  # digits of a number to write
+MAX_CLASSES = 1000  # characters of a list of classes
+MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # labels of the training set
+STEP_COUNTS = (1, 2, 4, 8, 16, 32)  # of the comparison
+CPU_BATCH, GPU_BATCH = 10, 500  # on a CPU so few that a block's activations stay in the cache
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to draw: `steps` of the sampler (1 to 50), `guidance` scale (0 to 5), `time_shift` of the time grid.
+
+    The defaults of a set of weights are in its `sampling.json`. Raises ValueError for a value out of range.
+    """
+
+    steps: int = 20
+    guidance: float = 1.0
+    time_shift: float = 1.63206
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps", check.whole("steps", self.steps, 1, MAX_STEPS))
+        object.__setattr__(self, "guidance", check.number("guidance", self.guidance, 0, MAX_GUIDANCE))
+        object.__setattr__(self, "time_shift", check.number("time_shift", self.time_shift, 1e-3, 1e3))
+
+
+def check_seed(seed, count: int = 1) -> int:
+    """The seed of the first of `count` digits; raises ValueError where the last one's would exceed 2³¹ − 1."""
+    return check.whole("seed", seed, 0, MAX_SEED - count + 1)
+
+
+def label(name: str) -> int:
+    """The label of a class name; raises ValueError for an unknown one."""
+    if not isinstance(name, str) or name not in images.CLASSES:
+        raise ValueError(f"class must be one of {', '.join(images.CLASSES)}, not {check.shown(name)}")
+    return images.CLASSES.index(name)
+
+
+def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
+    """`count` labels, int64, from `7`, `0-9`, `3,5,black` (in turn) or `mnist` (the training histogram, in random order).
+
+    Raises ValueError for an unknown class.
+    """
+    if not isinstance(text, str) or len(text) > MAX_CLASSES:
+        raise ValueError(
+            f"classes must be a text such as 0-9 of at most {MAX_CLASSES} characters, not {check.shown(text)}"
+        )
+    if text == "mnist":
+        share = torch.tensor(MNIST_HISTOGRAM, dtype=torch.float64) / sum(MNIST_HISTOGRAM)
+        ends = (share.cumsum(0) * count).round().long()  # class k fills the places up to ends[k]
+        labels = torch.bucketize(torch.arange(count), ends, right=True)
+        return labels[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+    chosen = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        low, high = label(first), label(last if dash else first)
+        if high < low:
+            raise ValueError(f"labels {check.shown(part)} run backwards")
+        chosen += range(low, high + 1)
+    return torch.tensor(chosen).repeat(-(-count // len(chosen)))[:count]
+
+
+def parse_number(text: str) -> torch.Tensor:
+    """The labels of a number, digit by digit; raises ValueError unless it has 1 to 16 digits."""
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER):
+        raise ValueError(f"a number has 1 to {MAX_NUMBER} digits and nothing else, not {check.shown(text)}")
+    return torch.tensor([int(character) for character in text])
+
+
+def states(network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig) -> Iterator[flow.State]:
+    """The sampler's states from noise to digits, for labels `[B]` and one seed per label."""
+    device = next(network.parameters()).device
+    times = flow.time_grid(sampling.steps, sampling.time_shift)
+    cached = network.with_cached_modulations(times[:-1])
+    velocity = flow.guided(cached, labels.to(device), network.null_label, sampling.guidance)
+    return flow.sample(velocity, flow.noise(seeds).to(device), times)
+
+
+def draw(network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig) -> Iterator[torch.Tensor]:
+    """One digit per label `[N]`, in batches of uint8 `[·, 28, 28]` on the CPU; digit i uses the noise of `seed` + i."""
+    for begin in range(0, len(labels), size := CPU_BATCH if network.rotary.is_cpu else GPU_BATCH):
+        batch = labels[begin : begin + size]
+        *_, last = states(network, batch, range(seed + begin, seed + begin + len(batch)), sampling)
+        yield images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
+
+
+@dataclass(frozen=True)
+class Film:
+    """The states of one drawing, from noise to image; pictures are uint8 `[steps + 1, 28, 28]`."""
+
+    times: list[float]
+    noisy: torch.Tensor  # x_t
+    predicted: torch.Tensor  # x_t − t·v, the image predicted at t
+    velocity: torch.Tensor  # v, mid-grey is 0; uint8 [steps, 28, 28]
+    milliseconds: float
+
+    @property
+    def digit(self) -> torch.Tensor:
+        """The finished image, uint8 `[28, 28]`."""
+        return self.noisy[-1]
+
+    def frames(self, count: int) -> list[int]:
+        """At most `count` evenly spaced indices of states, the first and the last included."""
+        last = len(self.times) - 1
+        count = min(count, last + 1)
+        return [round(i * last / (count - 1)) for i in range(count)]
+
+
+def draw_one(network: DiT, label: int, seed: int, sampling: SamplingConfig) -> Film:
+    """Draw one digit and keep every state."""
+    started = time.perf_counter()
+    path = list(states(network, torch.tensor([label]), [seed], sampling))
+    noisy = torch.cat([state.x for state in path])
+    velocity = torch.cat([state.v for state in path[:-1]])
+    t = torch.tensor([state.t for state in path[:-1]], device=noisy.device).view(-1, 1, 1, 1)
+    predicted = torch.cat([noisy[:-1] - t * velocity, noisy[-1:]])
+    pixels = [images.to_pixels(x, network.pixel_mean, network.pixel_std).cpu() for x in (noisy, predicted)]
+    arrows = images.to_pixels(velocity, 0.5, 1 / 6).cpu()  # ±3 standard deviations map to black and white
+    return Film([state.t for state in path], *pixels, arrows, 1000 * (time.perf_counter() - started))
+
+
+def compare_steps(
+    network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig
+) -> Iterator[tuple[int, torch.Tensor, float]]:
+    """The same noise for every label `[B]`, at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`, milliseconds."""
+    for steps in STEP_COUNTS:
+        started = time.perf_counter()
+        *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps))
+        pixels = images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
+        yield steps, pixels, 1000 * (time.perf_counter() - started)

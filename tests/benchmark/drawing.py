@@ -1,0 +1,105 @@
+"""Command: what each way to draw faster is worth, taken away alone, all in one run on a CPU. `python -m tests.ablation`"""
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+from model import dit, generate, weights
+from model.benchmark import machine
+from model.device import pick
+
+STEPS, ROUNDS = 8, 15
+
+
+def plain_linear(layer, x, gelu=False):
+    return F.gelu(layer(x)) if gelu else layer(x)
+
+
+def tanh_linear(layer, x, gelu=False):
+    if not gelu:
+        return dit_linear(layer, x)
+    return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
+
+
+def modulate_apart(x, shift, scale):
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
+
+
+def rotate_by_halves(x, cos, sin):
+    half = x.shape[-1] // 2
+    a, b, cos, sin = x[..., :half], x[..., half:], cos[..., :half], sin[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def rms_norm(x, dim):
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6) / x.shape[-1] ** 0.5
+
+
+def attention_by_heads(q, k, v):
+    heads = q.unflatten(2, (-1, 4)).squeeze(1).transpose(1, 2)
+    return attention(heads, k.expand(-1, 4, -1, -1), v.expand(-1, 4, -1, -1)).transpose(1, 2).flatten(1, 2).unsqueeze(1)
+
+
+def every_time_anew(self, times):
+    return lambda x, t, labels: self(x, x.new_full((1,), t), labels)
+
+
+dit_linear, attention = dit.linear, F.scaled_dot_product_attention
+TAKEN_AWAY = {
+    "(nothing)": [],
+    "bias and GELU inside oneDNN's product": [(dit, "linear", plain_linear)],
+    "GELU by erf, not by tanh": [(dit, "linear", tanh_linear)],
+    "modulation inside the norm": [(dit, "modulate", modulate_apart)],
+    "the modulations of all times at once": [(dit.DiT, "along", every_time_anew)],
+    "QK-norm by F.normalize, not F.rms_norm": [(dit.F, "normalize", rms_norm)],
+    "rotation by one roll, not by halves": [(dit, "rotate", rotate_by_halves)],
+    "query heads folded into the sequence": [(dit.F, "scaled_dot_product_attention", attention_by_heads)],
+    "ten digits at a time": [(generate, "CHUNK", 100)],
+}
+
+
+def milliseconds(function: Callable) -> float:
+    function()  # the way before this one has left its own data in the caches
+    started = time.perf_counter()
+    function()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def main() -> int:
+    print(machine(pick("cpu")))
+    fast, exact = weights.load().network, weights.load(dtype=torch.float32).network
+    ways = {name: (fast, 2, patches) for name, patches in TAKEN_AWAY.items()}
+    ways |= {"bfloat16": (exact, 2, []), "the second thread": (fast, 1, [])}
+    best = defaultdict(lambda: float("inf"))
+    for round in range(ROUNDS):  # the ways in turn, so that a slow minute of the machine hits all of them
+        for name, (network, threads, patches) in ways.items():
+            torch.set_num_threads(threads)
+            with ExitStack() as stack:
+                for patch in patches:
+                    stack.enter_context(mock.patch.object(*patch))
+                for digits in (1, 10, 50):
+                    if digits == 50 and round % 4:
+                        continue
+                    labels = torch.arange(digits) % 10
+                    taken = milliseconds(
+                        lambda labels=labels, network=network: list(generate.draw(network, labels, 0, STEPS, 1.0))
+                    )
+                    best[name, digits] = min(best[name, digits], taken / STEPS)
+    print("| taken away alone | one digit, ms a step | ten digits | fifty digits |\n|---|---:|---:|---:|")
+    for name in ways:
+        cells = " | ".join(
+            f"{best[name, digits]:.2f} ({best[name, digits] / best['(nothing)', digits] - 1:+.0%})"
+            for digits in (1, 10, 50)
+        )
+        print(f"| {name} | {cells} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

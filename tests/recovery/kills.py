@@ -1,0 +1,115 @@
+"""Kill a training run at random moments, resume it, and compare it with a run left alone. `python -m tests.recovery.kills 20`"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests.server import ROOT
+from training import checkpoint
+
+SMALL = (
+    "--width=64",
+    "--depth=2",
+    "--batch=64",
+    "--warmup-steps=10",
+    "--log-every=5",
+    "--epochs=0.25",
+    "--checkpoint-every=0",
+)
+
+
+def killed(folder: Path, count: int, options: list[str], seed: int = 0) -> list[int]:
+    """Train a small run that is killed `count` times at random moments and resumed each time; the steps it resumed from.
+
+    It writes a checkpoint after every step, so that many of the kills hit the writing of one.
+    """
+    chance, resumed = random.Random(seed), []
+    for kill in range(count + 1):
+        begun = (folder / "runs/killed/config.json").exists()
+        process = launch(folder, ["--resume", "runs/killed"] if begun else ["--name", "killed", *SMALL, *options])
+        first = next((line for line in process.stdout if " from step " in line), "")  # the loop begins
+        assert first, f"after {kill} kills the run did not start: {process.stderr.read()}"
+        resumed.append(int(first.split()[-1]))
+        if kill < count:
+            total = int(first.split(": ")[1].split()[0].replace(",", ""))
+            for _ in range(
+                chance.randrange(max(2, total // (2 * count)))
+            ):  # of none, the kill comes before the first step
+                until_it_saves(folder, process)
+            time.sleep(chance.uniform(0, 0.1))
+            process.kill()
+        process.communicate()
+        assert kill == count or process.returncode == -signal.SIGKILL, f"the run had ended before kill {kill + 1}"
+    return resumed
+
+
+def until_it_saves(folder: Path, process: subprocess.Popen) -> None:
+    """Wait for the next checkpoint, or the end of the process."""
+    newest = folder / "runs/killed" / checkpoint.NEWEST
+
+    def written():
+        return newest.stat().st_mtime_ns if newest.exists() else None
+
+    before = written()
+    while process.poll() is None and written() in (before, None):
+        time.sleep(0.01)
+
+
+def launch(folder: Path, arguments: list[str]) -> subprocess.Popen:
+    """The training command in that folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "training.train", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def different(folder: Path) -> list[str]:
+    """What the checkpoints of runs/whole and runs/killed do not agree on to the bit."""
+    left, right = (flat(checkpoint.load(folder / "runs" / name)[0]) for name in ("whole", "killed"))
+    assert left.keys() == right.keys()
+    return [name for name in left if name != "seconds" and not equal(left[name], right[name])]
+
+
+def flat(state, prefix: str = "") -> dict:
+    """The leaves of nested dictionaries and lists, by their path."""
+    if not isinstance(state, dict | list):
+        return {prefix: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    return {name: leaf for key, value in items for name, leaf in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def equal(a, b) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def compare(count: int, options: list[str], folder: Path) -> tuple[list[str], list[int]]:
+    """Train a small run twice, once left alone and once killed `count` times: what differs, and the steps it resumed from."""
+    whole = launch(folder, ["--name", "whole", *SMALL, *options])
+    errors = whole.communicate()[1]
+    assert whole.returncode == 0, errors
+    steps = killed(folder, count, options)
+    return different(folder), steps[1:]
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        wrong, steps = compare(int(sys.argv[1]), [f"--data-root={ROOT / 'data'}", "--no-compile"], Path(folder))
+    print(f"Resumed from steps {', '.join(map(str, steps))}.")
+    print(
+        "Differs: " + ", ".join(wrong)
+        if wrong
+        else f"Killed {len(steps)} times, it ended bit for bit like the run left alone."
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from model import flow
+
+SHIFT = 1.63206
+
+
+def last(velocity, x, times):
+    *_, state = flow.sample(velocity, x, times)
+    return state.x
+
+
+def test_true_velocity_of_one_image_stays_on_the_straight_line():
+    image, noise = torch.rand(1, 1, 28, 28, dtype=torch.float64), torch.randn(1, 1, 28, 28, dtype=torch.float64)
+    states = list(flow.sample(lambda x, t, t_next: (x - image) / t, noise, flow.time_grid(7, SHIFT)))
+    assert len(states) == 8
+    for state in states:
+        torch.testing.assert_close(state.x, state.t * noise + (1 - state.t) * image)
+    for state in states[:-1]:
+        torch.testing.assert_close(state.x - state.t * state.v, image)  # the predicted image
+
+
+def test_one_step_is_eulers():
+    x = torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    torch.testing.assert_close(last(lambda x, t, t_next: 3 * x, x, [1, 0.75]), x * (1 - 0.25 * 3))
+
+
+def test_a_velocity_that_is_linear_in_time_is_followed_exactly_between_the_first_and_the_last_step():
+    """v = 2t from 1 to 0 leads to x − 1, whatever the sizes of the steps; those by Euler's method are off by their squares."""
+    x = torch.zeros(1, dtype=torch.float64)
+    times = [1, 0.9, 0.55, 0.5, 0.1, 0]
+    assert last(lambda x, t, t_next: torch.full_like(x, 2 * t), x, times).item() == pytest.approx(-1 - 0.1**2 - 0.1**2)
+
+
+def test_the_last_step_ends_at_the_image_predicted_there():
+    *_, before, end = flow.sample(lambda x, t, t_next: x.sin() + t, torch.randn(2, 1, 28, 28), flow.time_grid(4, SHIFT))
+    torch.testing.assert_close(end.x, before.x - before.t * before.v)
+
+
+def test_velocity_x_follows_the_recursion_of_the_method():
+    times = flow.time_grid(5, 1.0)
+    x, before = 1.0, 1.0
+    x = x - 0.2 * x
+    for _ in times[2:-1]:
+        x, before = x - 0.2 * (1.5 * x - 0.5 * before), x
+    x = x - 0.2 * x
+    drawn = last(lambda x, t, t_next: x, torch.ones(1, dtype=torch.float64), times)
+    assert drawn.item() == pytest.approx(x)
+
+
+def test_second_order_convergence_on_gaussian_data():
+    mean, variance = 1.5, 0.25
+
+    def velocity(x, t, t_next):  # E[noise − image | x_t] for image ~ N(mean, variance)
+        spread = t**2 + (1 - t) ** 2 * variance
+        return -mean + (t - (1 - t) * variance) / spread * (x - (1 - t) * mean)
+
+    noise = torch.randn(100, 1, 1, 1, dtype=torch.float64)
+    exact = mean + variance**0.5 * noise  # the flow keeps every quantile
+    errors = [(last(velocity, noise, flow.time_grid(n, SHIFT)) - exact).abs().max().item() for n in (256, 512, 1024)]
+    assert errors[-1] < 1e-5
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(4, abs=0.5)
+
+
+def test_time_grid_has_equal_steps_before_the_bend():
+    assert flow.time_grid(4, 1.0) == [1, 0.75, 0.5, 0.25, 0]
+    assert flow.time_grid(2, 3.0) == [1, 0.75, 0]  # 3·½ / (1 + 2·½)
+    assert flow.time_grid(1, SHIFT) == [1, 0]
+    with pytest.raises(ValueError, match="0"):
+        flow.time_grid(0, 1.0)
+
+
+def test_the_shift_moves_the_logit():
+    normal = torch.randn(1000, dtype=torch.float64)
+    torch.testing.assert_close(
+        flow.logit_normal(normal, 0.3, 0.7, SHIFT), torch.sigmoid(0.3 + 0.7 * normal + math.log(SHIFT))
+    )
+
+
+def test_path_ends_and_its_derivative_is_the_velocity():
+    image, noise = torch.randn(3, 1, 2, 2, dtype=torch.float64), torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    t = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64)
+    x, v = flow.path(image, noise, t)
+    torch.testing.assert_close(x[0], image[0])
+    torch.testing.assert_close(x[1], noise[1])
+    ahead, _ = flow.path(image, noise, t + 1e-3)
+    torch.testing.assert_close((ahead - x) / 1e-3, v)
+
+
+def test_a_seed_names_its_noise_whatever_the_neighbours():
+    batch = flow.noise([3, 7, 3])
+    assert batch.shape == (3, 1, 28, 28)
+    assert torch.equal(batch[1], flow.noise([7])[0])
+    assert torch.equal(batch[0], batch[2])
+    assert not torch.equal(batch[0], batch[1])
+    many = flow.noise(range(200))
+    assert many.mean().abs() < 0.01
+    assert many.std() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scale", "forwards", "value"), [(1, [2], 10.0), (0, [2], 4.0), (2, [4], 16.0), (0.5, [4], 7.0)]
+)
+def test_guidance_goes_from_the_null_class_through_the_class(scale, forwards, value):
+    sizes = []
+
+    def network(x, t, labels):
+        sizes.append(len(x))
+        return torch.where(labels == 12, 4.0, 10.0).view(-1, 1, 1, 1).expand_as(x)
+
+    v = flow.guided(network, torch.tensor([3, 5]), 12, scale)(torch.zeros(2, 1, 28, 28), 0.5, 0.4)
+    assert sizes == forwards
+    assert torch.all(v == value)

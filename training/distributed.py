@@ -1,0 +1,80 @@
+"""Several processes for one run, started by torchrun. A single process is rank 0 of 1, and every function here does nothing."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def join(device: str) -> None:
+    """Join the processes that torchrun started, each on the GPU of its local rank where `device` is `auto` or `cuda`.
+
+    Raises ValueError for more processes than GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not joined():
+        on_gpus = torch.cuda.is_available() and device in ("auto", "cuda")
+        if on_gpus:
+            if local_rank() >= torch.cuda.device_count():
+                raise ValueError(
+                    f"this machine has {torch.cuda.device_count()} GPUs, and --nproc_per_node asks for more processes"
+                )
+            torch.cuda.set_device(local_rank())
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+
+
+def leave() -> None:
+    if joined():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if joined() else 0
+
+
+def local_rank() -> int:
+    """The rank among the processes of this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if joined() else 1
+
+
+def launcher() -> str:
+    """The beginning of the command that starts as many processes again."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not joined():
+        return "python"
+    if here == world_size():
+        return f"torchrun --nproc_per_node={here}"
+    return f"torchrun --nnodes={world_size() // here} --nproc_per_node={here} …"
+
+
+def barrier() -> None:
+    """Wait until all processes have come here."""
+    if joined():
+        dist.barrier()
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in place and in each of them."""
+    if joined():
+        dist.all_reduce(value)
+    return value
+
+
+def max_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The maximum over all processes, in place and in each of them."""
+    if joined():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+def print_once(*words) -> None:
+    """Print on the first process only."""
+    if rank() == 0:
+        print(*words)

@@ -1,0 +1,188 @@
+"""The rows of metrics.json: measured one by one, saved as soon as they are done, and never measured twice."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import torch
+
+from model import images, weights
+from model.common import git_commit, replacing
+from model.device import described
+from training.measure import metrics, plots
+from training.measure.reference import Reference
+from training.measure.samples import FileSamples, GeneratedSamples
+
+SWEEPS = ("steps", "guidance", "shift")
+PARTS = ("headline", "cas", *SWEEPS)
+STEPS = (1, 2, 3, 4, 8, 16, 20, 32)
+SCALES = (0.0, 0.5, 0.9, 1.0, 1.1, 1.15, 1.25, 1.5, 2.0)
+SHIFTS, SHIFT_STEPS = (1.0, 2.5, 4.0), (2, 4, 8, 20)  # beside the shift of the weights
+MOST = 10_000  # digits, as many as the real test set has
+SWEEP_COUNT, CAS_COUNT = {"cuda": 10_000, "other": 2_000}, {"cuda": 60_000, "other": 10_000}  # digits
+BLANKS = 50  # black images, and white ones
+
+
+class Results:
+    """The metrics.json of one set of samples. Rows of other weights are dropped."""
+
+    def __init__(self, path: Path, samples: GeneratedSamples | FileSamples):
+        self.path, self.samples = path, samples
+        self.read()  # fail now, not after the work, for a foreign file or a folder that cannot be written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
+
+    def read(self) -> dict:
+        """The file's content without rows of other samples; raises ValueError for a file that belongs to other weights."""
+        kept = weights.read_json(self.path)
+        if kept.get("sha256", {}).get(weights.TENSORS, self.samples.sha256) != self.samples.sha256:
+            raise ValueError(f"{self.path} belongs to other weights than those measured; choose another --out")
+        for part in ("evaluation", "sweeps", "cas"):
+            there = kept.pop(part, [])
+            there = [there] if part == "evaluation" and there else there
+            rows = [row for row in there if row["settings"]["sha256"] == self.samples.sha256]
+            if len(rows) < len(there) and isinstance(self.samples, FileSamples):
+                raise ValueError(f"{self.path} holds figures of other digits than these; choose another --out")
+            if rows:
+                kept[part] = rows[0] if part == "evaluation" else rows
+        return {**self.samples.metrics, **kept}
+
+    def get(self, part: str, settings: dict) -> dict | None:
+        """The saved row with these settings, if there is one."""
+        content = self.read()
+        headline = [content["evaluation"]] if "evaluation" in content else []
+        rows = headline if part == "evaluation" else content.get(part, [])
+        if part == "sweeps":  # the headline row has all their metrics, and more
+            rows = [*rows, *headline]
+        return next((row for row in rows if row["settings"] == settings), None)
+
+    def put(self, part: str, row: dict) -> None:
+        """Save a row: the one evaluation, or another one of the `sweeps` or of `cas`."""
+        content = self.read()
+        content[part] = row if part == "evaluation" else [*content.get(part, []), row]
+        with replacing(self.path) as new:
+            new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def rounded(row: dict) -> dict:
+    """Five significant digits."""
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+class Evaluation:
+    """Measures one set of samples. A row's `settings` determine its figures: two rows with the same settings are one."""
+
+    def __init__(
+        self,
+        samples: GeneratedSamples | FileSamples,
+        reference: Reference,
+        results: Results,
+        drawing: dict,
+        command: str,
+    ):
+        """`drawing` holds count, seed, steps, guidance and time_shift; the last three are None for a file."""
+        self.samples, self.reference, self.results = samples, reference, results
+        self.drawing, self.command, self.out = drawing, command, results.path.parent
+        self.drawn = {}  # digits by their drawing: CAS may reuse those of the headline
+
+    def row(self, part: str, measure: Callable, fresh: bool = False, **changed) -> dict:
+        """The row with what is `changed` in the drawing: the saved one, or drawn, measured and saved now."""
+        drawing = {**self.drawing, **changed}
+        drawing["count"] = min(drawing["count"], self.samples.available)
+        notes = self.reference.notes
+        sources = {"sampler": self.samples.sampler, "sha256": self.samples.sha256, "extractor": notes["sha256"]}
+        saved = None if fresh else self.results.get(part, {**drawing, **sources})
+        if saved:
+            return saved
+        started = time.monotonic()
+        key = tuple(drawing.values())
+        if key not in self.drawn:
+            self.drawn[key] = self.samples.digits(**drawing)
+        pixels, labels = self.drawn[key]
+        drawn_at = time.monotonic()
+        print(f"measuring {len(pixels):,} digits …", file=sys.stderr, flush=True)
+        row = {
+            "settings": {**drawing, **sources},
+            **measure(pixels, labels),
+            "extractor_accuracy": notes["accuracy"],
+            "device": described(self.reference.device),
+            "torch": torch.__version__,
+            "command": self.command,
+            "commit": git_commit(),
+            "seconds": {"drawing": round(drawn_at - started, 1), "figures": round(time.monotonic() - drawn_at, 1)},
+        }
+        self.results.put(part, row)
+        return row
+
+    def headline(self, fresh: bool = False) -> None:
+        """The row of all metrics, with the sheet of samples and the nearest neighbours."""
+        self.row("evaluation", self.all_metrics, fresh)
+
+    def all_metrics(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
+        reference, device = self.reference, self.reference.device
+        drawn, real, features = reference.compare(pixels, labels)
+        drawn["kid"] = metrics.kid(features, reference.train_features)
+        real["kid"] = metrics.kid(reference.test_features[: len(pixels)], reference.train_features)
+        training = reference.train.to(device)
+        distance, index = metrics.nearest(pixels.to(device), training)
+        copies = metrics.copies(distance, metrics.nearest(reference.test.to(device), training)[0])
+        drawn.update(copies=copies["share"], copies_limit=copies["limit"])
+        real.update(copies=copies["real_share"])
+        plots.samples(self.out / "samples.png", pixels, labels)
+        plots.neighbours(self.out / "neighbours.png", pixels, labels, distance.cpu(), reference.train[index.cpu()])
+        return {"drawn": rounded(drawn), "real": rounded(real), "blank": self.blank()}
+
+    def blank(self) -> dict:
+        """The check of the black and white images, which no other metric looks at."""
+        pixels, labels = self.samples.blanks(**{**self.drawing, "count": BLANKS})
+        classes = {"black": (images.BLACK, 0), "white": (images.WHITE, 255)}
+        present = {name: value for name, value in classes.items() if value[0] in labels}
+        return {
+            name: rounded(metrics.blank_error(pixels[labels == label], level))
+            for name, (label, level) in present.items()
+        }
+
+    def feature_metrics(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
+        drawn, real, _ = self.reference.compare(pixels, labels)
+        return {"drawn": rounded(drawn), "real": rounded(real)}
+
+    def sweep(self, over: str, count: int) -> None:
+        """A row for each point of `steps`, `guidance` or `shift`, and their plot."""
+        if over == "shift":
+            name, shifts = "time_shift", sorted({*SHIFTS, self.drawing["time_shift"]})
+            points = [{"steps": steps, "time_shift": shift} for steps in SHIFT_STEPS for shift in shifts]
+        else:
+            name, points = over, [{over: point} for point in {"steps": STEPS, "guidance": SCALES}[over]]
+        rows = [self.row("sweeps", self.feature_metrics, count=count, **point) for point in points]
+        plots.sweep(self.out / f"{over}.png", name, rows)
+
+    def cas(self, count: int) -> None:
+        """The row of the classification accuracy score."""
+
+        def measure(pixels, labels):
+            drawn, real = self.reference.cas(pixels, labels)
+            return {"drawn": rounded(drawn), "real": rounded(real)}
+
+        self.row("cas", measure, count=count)
+
+    def run(self, parts: list[str], count: int | None = None, fresh_headline: bool = False) -> None:
+        """Measure these of `PARTS`, in that order; `count` digits each, by default as many as the device draws in reasonable time."""
+        where = "cuda" if self.reference.device.type == "cuda" else "other"
+        for part in parts:
+            if part == "headline":
+                self.headline(fresh_headline)
+            elif part == "cas":
+                self.cas(count or CAS_COUNT[where])
+            else:
+                self.sweep(part, count or SWEEP_COUNT[where])
+
+
+def drawing_of(samples: GeneratedSamples | FileSamples, count: int, seed: int = 0, **changed) -> dict:
+    """The settings of a drawing: the sampling defaults of the weights with what is `changed`; None each for a file."""
+    known = samples.sampling is not None
+    sampling = {**asdict(samples.sampling), **changed} if known else dict.fromkeys(("steps", "guidance", "time_shift"))
+    return {"count": count, "seed": seed, **sampling}

@@ -1,0 +1,66 @@
+"""The real digits that everything is measured against."""
+
+import torch
+
+from training import data
+from training.measure import extractor, metrics
+from training.measure.samples import in_proportion
+
+CAS_STEPS = 2350  # of 128 digits: five passes over 60,000
+
+
+class Reference:
+    """Features of the real training and test digits, computed once, and the metrics of any set of digits beside theirs."""
+
+    def __init__(self, device: torch.device, data_root: str):
+        self.device = device
+        self.extractor, self.notes = extractor.load(device)
+        self.train, self.train_labels = in_proportion(*data.load("mnist", data_root), seed=0)
+        self.test, self.test_labels = in_proportion(*data.load("mnist", data_root, train=False), seed=0)
+        self.test_features, self.test_predictions = extractor.extract(self.extractor, self.test)
+        right = extractor.accuracy(self.test_predictions, self.test_labels)
+        if abs(right - self.notes["accuracy"]) > 0.001:
+            raise ValueError(
+                f"{extractor.PATH} is damaged: its accuracy on the real test digits is {right:.2%}, and should be "
+                f"{self.notes['accuracy']:.2%}; train it again with: python -m training.measure.extractor"
+            )
+        self.train_features, _ = extractor.extract(self.extractor, self.train)
+        self.real_metrics = {}  # by count
+
+    def compare(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict, torch.Tensor]:
+        """Metrics of digits `[N, 28, 28]`, those of as many real ones, and the features of the digits `[N, 128]`.
+
+        The real ones are test digits against the training set, and for `fd_test` training digits against the test set.
+        """
+        features, predictions = extractor.extract(self.extractor, pixels)
+        real = self.real(len(pixels))
+        drawn = {
+            "fd_train": metrics.frechet(features, self.train_features),
+            "fd_test": metrics.frechet(features, self.test_features),
+            **metrics.prdc(features, self.train_features[: len(pixels)]),
+            "accuracy": extractor.accuracy(predictions, labels),
+        }
+        return {"fd_ratio": drawn["fd_train"] / real["fd_train"], **drawn}, {"fd_ratio": 1.0, **real}, features
+
+    def real(self, count: int) -> dict:
+        """The metrics of `count` real digits."""
+        if count not in self.real_metrics:
+            train, test = self.train_features[:count], self.test_features[:count]
+            self.real_metrics[count] = {
+                "fd_train": metrics.frechet(test, self.train_features),
+                "fd_test": metrics.frechet(train, self.test_features),
+                "fd_train_subset": metrics.frechet(train, self.train_features),
+                **metrics.prdc(test, train),
+                "accuracy": extractor.accuracy(self.test_predictions[:count], self.test_labels[:count]),
+            }
+        return self.real_metrics[count]
+
+    def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
+        """Classification accuracy score (Ravuri & Vinyals, arXiv 1905.10887): the accuracy on the real test set of a classifier
+        trained on these digits `[N, 28, 28]` only, and of one trained on as many real training digits."""
+        scores = []
+        for taught in ((pixels, labels), (self.train[: len(pixels)], self.train_labels[: len(pixels)])):
+            classifier = extractor.fit(*taught, CAS_STEPS, self.device)
+            predictions = extractor.extract(classifier, self.test)[1]
+            scores.append({"cas": extractor.accuracy(predictions, self.test_labels)})
+        return scores[0], scores[1]

@@ -1,0 +1,60 @@
+"""What a step minimizes and how it moves: the loss, the learning-rate schedule, the moving average of the weights."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import flow, images
+from model.device import has_bfloat16
+from training import distributed
+from training.config import Config
+
+
+def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16: bool = True) -> Callable:
+    """The mean squared error on the velocity, as a function of the fields of a `data.Batch`; in bfloat16 where supported."""
+
+    def loss(pixels, labels, noise, normal):
+        image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
+        t = flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
+        x, v = flow.path(image, noise, t)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and has_bfloat16(device)):
+            predicted = network(x, t, labels)
+        return F.mse_loss(predicted, v)
+
+    return loss
+
+
+def compiled(function: Callable, device: torch.device) -> Callable:
+    """`function` under torch.compile; unchanged, with a message, where no compiler works.
+
+    On a single GPU it runs as CUDA graphs: its kernels are shorter than the time to launch them.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever a missing or broken compiler raises
+        print(f"No working compiler here ({type(error).__name__}): training without torch.compile, more slowly.")
+        return function
+    graphs = device.type == "cuda" and distributed.world_size() == 1
+    return torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def learning_rate(step: int, total: int, config: Config) -> float:
+    """Linear warm-up from zero, constant, then linear decay to zero over the last `decay_share` of the steps."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    left = (total - step) / total
+    return config.lr * min(warm, left / config.decay_share if config.decay_share else 1.0)
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Config, finite: torch.Tensor) -> None:
+    """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv 2312.02696, §3).
+
+    `finite` is a scalar on the same device, 1 or, for a skipped step, 0: the average then stays, without a synchronization.
+    """
+    half_life = min(config.ema_images, config.ema_ramp * images_seen)
+    average = list(ema.parameters())
+    change = torch._foreach_sub(list(network.parameters()), average)
+    torch._foreach_mul_(change, (1 - 0.5 ** (config.batch / half_life)) * finite)
+    torch._foreach_add_(average, change)

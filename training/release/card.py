@@ -1,0 +1,216 @@
+"""The model card of a folder of weights, written from its metrics.json."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from model import weights
+from training.config import Config, add_options
+
+# metric, its name for a reader, its format, the metric's type on the Hub
+FIGURES = (
+    ("fd_ratio", "FD ÷ floor", "{:.2f}", "fid"),
+    ("fd_train", "FD to the training set", "{:.3f}", "fid"),
+    ("fd_test", "FD to the test set", "{:.3f}", "fid"),
+    ("kid", "KID to the training set", "{:.4f}", "kid"),
+    ("precision", "precision", "{:.1%}", "precision"),
+    ("recall", "recall", "{:.1%}", "recall"),
+    ("density", "density", "{:.3f}", "density"),
+    ("coverage", "coverage", "{:.1%}", "coverage"),
+    ("accuracy", "class accuracy", "{:.2%}", "accuracy"),
+    ("copies", "near copies of training images", "{:.2%}", "memorisation"),
+    ("cas", "CAS", "{:.2%}", "accuracy"),
+)
+PICTURES = (
+    ("samples.png", "Samples", "Uncurated samples, one column per class."),
+    (
+        "neighbours.png",
+        "Nearest neighbours",
+        "The two samples of each class nearest to the training set, each above its nearest training image.",
+    ),
+    ("steps.png", "Steps", "The metrics over the number of sampler steps."),
+    ("guidance.png", "Guidance", "The metrics over the guidance scale."),
+    (
+        "shift.png",
+        "Time shift",
+        "The metrics over the shift of the time grid towards the noise, for several numbers of steps.",
+    ),
+)
+
+
+def cas_of(metrics: dict) -> dict | None:
+    """The CAS row drawn with the settings of the headline row, if there is one."""
+    same = ("steps", "guidance", "time_shift", "sampler", "sha256")
+    wanted = metrics["evaluation"]["settings"]
+    rows = [
+        row for row in metrics.get("cas", []) if all(row["settings"].get(name) == wanted.get(name) for name in same)
+    ]
+    return rows[-1] if rows else None
+
+
+def figures_of(metrics: dict) -> tuple[dict, dict]:
+    """The metrics of the headline row, drawn and real, with CAS where it was measured."""
+    row, cas = metrics["evaluation"], cas_of(metrics) or {"drawn": {}, "real": {}}
+    return {**row["drawn"], **cas["drawn"]}, {**row["real"], **cas["real"]}
+
+
+def results_table(metrics: dict) -> str:
+    """The headline row as a Markdown table, drawn beside real digits; "" where nothing is measured yet."""
+    if "evaluation" not in metrics:
+        return ""
+    drawn, real = figures_of(metrics)
+    rows = [
+        f"| {name} | {form.format(drawn[key])} | {form.format(real[key])} |"
+        for key, name, form, _ in FIGURES
+        if key in drawn
+    ]
+    return "\n".join(["| figure | drawn | real |", "|---|---:|---:|", *rows])
+
+
+def data_of(metrics: dict, repo: str) -> ModelCardData:
+    """The front matter for the Hub, with one result per metric that names the extractor it was measured with."""
+    results = []
+    if "evaluation" in metrics:
+        drawn, _ = figures_of(metrics)
+        extractor = metrics["evaluation"]["settings"]["extractor"][:12]
+        for key, name, _, kind in FIGURES:
+            if key in drawn:
+                results.append(
+                    EvalResult(
+                        task_type="unconditional-image-generation",
+                        dataset_type="ylecun/mnist",
+                        dataset_name="MNIST",
+                        metric_type=kind,
+                        metric_name=f"{name}, features of extractor.safetensors {extractor}",
+                        metric_value=drawn[key],
+                    )
+                )
+    return ModelCardData(
+        model_name=repo.split("/")[-1] or "digits",
+        library_name="pytorch",
+        license="mit",
+        pipeline_tag="unconditional-image-generation",
+        datasets=["ylecun/mnist"] if metrics.get("training", {}).get("data", "mnist") == "mnist" else None,
+        tags=["diffusion-transformer", "rectified-flow", "class-conditional", "mnist"],
+        eval_results=results or None,
+    )
+
+
+def use(repo: str, code: str) -> str:
+    where = f" --weights {repo}" if repo else ""
+    return f"""## Use
+
+```sh
+git clone {code} digits
+cd digits
+pip install -r requirements.txt
+python -m model.generate --labels 0-9 --count 100 --out digits.png{where}
+python app.py{where}
+```"""
+
+
+def results(metrics: dict) -> str:
+    row = metrics["evaluation"]
+    settings, real, accuracy = row["settings"], row["real"], row["extractor_accuracy"]
+    drawing = f"{settings['count']:,} digits"
+    if settings["steps"]:
+        drawing += f", {settings['steps']} steps ({settings['sampler']}), guidance {settings['guidance']:g}, seed {settings['seed']}"
+    text = f"""## Results
+
+{results_table(metrics)}
+
+Measured on {drawing}, with labels in the proportions of the training set. The column *real* is as many test digits,
+measured the same way against the training set (for the distance to the test set: as many training digits).
+
+- **FD** is the Fréchet distance between 128 features of a small classifier that ships with the code
+  (`extractor.safetensors`, sha256 `{settings["extractor"][:12]}`, {accuracy:.2%} accurate on the real test set). It is not the
+  Inception FID and cannot be compared with figures in other features. The **floor** is the distance of the real test digits;
+  {settings["count"]:,} digits out of the training set itself are at {real["fd_train_subset"]:.3f}.
+- **Precision, recall, density and coverage** use balls to the fifth nearest neighbour.
+- **Class accuracy** is how often that classifier predicts the requested class. A value above that of real digits means
+  that the network draws unambiguous digits more often than people write them.
+- **Near copies** are closer to a training image, in pixels, than 1 % of the real test digits are.
+"""
+    if cas := cas_of(metrics):
+        taught = f"{cas['settings']['count']:,}"
+        text += f"- **CAS** is the accuracy on the real test set of a classifier trained on {taught} drawn digits only, or on as many real ones.\n"
+    if row["blank"]:
+        levels = "; ".join(
+            f"{name}: mean {flat['mean']:.2f}, standard deviation {flat['spread']:.2f}"
+            for name, flat in row["blank"].items()
+        )
+        text += f"- The classes black and white are in none of these metrics. Their pixels, of 255: {levels}.\n"
+    return text + f"\n`{row['command']}`, commit `{row['commit']}`, on {row['device']}, torch {row['torch']}."
+
+
+def training(metrics: dict, parameters: int) -> str:
+    record = metrics.get("training")
+    text = f"""## Training
+
+A Diffusion Transformer with separate streams for image and class, {parameters / 1e6:.1f} million parameters, trained with rectified flow."""
+    return f"{text}\n{recipe(record)}" if record else text
+
+
+def recipe(record: dict) -> str:
+    """A training record in words with its command, after the one it was initialized from, if any."""
+    text = f"""{record["epochs"]:g} passes over {record["data"]} ({record["images"]:,} images) in batches of {record["batch"]},
+peak learning rate {record["lr"]:g}: {record["hours"]:g} hours on {record["device"]}, torch {record["torch"]}, commit `{record["commit"]}`.
+
+```sh
+{record["command"]}
+```"""
+    if is_default(record["command"]):
+        text += "\n\nThese settings are the trainer's defaults: `python -m training.train` is the same recipe."
+    if before := record.get("initialized_from"):
+        return f"{recipe(before)}\n\nInitialized from those weights: another {text}"
+    return text
+
+
+def is_default(command: str) -> bool:
+    """Whether a recorded command, of this or an earlier version of the trainer, is the default recipe with its flags spelled out."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    words = shlex.split(command)[3:]
+    return bool(words) and Config(**vars(parser.parse_known_args(words)[0])).recipe() == Config().recipe()
+
+
+LIMITS = """## Limitations
+
+It draws 28 × 28 grey digits like those of MNIST, and nothing else: the handwriting of American census employees and
+high-school students around 1990. Some samples are not a clear digit, or not the one asked for; the class accuracy says how many.
+The metrics judge sets of digits, not single ones, and only through one small classifier.
+
+## License
+
+MIT."""
+
+
+def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
+    """The card of a folder of weights that is, or will be, the Hub repository `repo`; `code` is the address to clone the code from.
+
+    Raises ValueError or OSError, in one sentence, for a folder without valid weights.
+    """
+    if repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"--repo must be USER/NAME, not {repo!r}")
+    loaded = weights.read(folder)
+    metrics, parameters = loaded.metrics, sum(parameter.numel() for parameter in loaded.network.parameters())
+    shown = {
+        name: f"## {title}\n\n![{text}]({name})\n\n{text}"
+        for name, title, text in PICTURES
+        if (folder / name).is_file()
+    }
+    parts = [
+        "# Handwritten digits from a small Diffusion Transformer",
+        "Class-conditional: ask for a digit from 0 to 9, or for an all-black or all-white image.",
+        shown.pop("samples.png", ""),
+        use(repo, code or f"https://huggingface.co/spaces/{repo or 'USER/NAME'}"),
+        results(metrics) if "evaluation" in metrics else "",
+        *shown.values(),
+        training(metrics, parameters),
+        LIMITS,
+    ]
+    body = "\n\n".join(part for part in parts if part)
+    return ModelCard(f"---\n{data_of(metrics, repo).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False)

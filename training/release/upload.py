@@ -1,0 +1,187 @@
+"""Publishing: stage the files in a folder of their own, check them there, send them as one commit.
+
+Staging means that a run which is still writing cannot change what was checked, and that no other file can slip in. A failed
+upload leaves the branch on the Hub as it was.
+"""
+
+import shutil
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData, get_token
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from model import hub, weights
+from model.sampling import states
+from training.release.card import results_table
+
+ROOT = Path(__file__).parent.parent.parent
+CARD = "README.md"
+OF_WEIGHTS = (weights.CONFIG, weights.TENSORS, weights.METRICS, weights.SAMPLING, CARD, "*.png")
+OPTIONAL = (weights.SAMPLING, CARD, "*.png")
+OF_SPACE = (
+    "app.py",
+    "requirements.txt",
+    "LICENSE",
+    "model/*.py",
+    "model/page/*.*",
+    *(f"weights/{name}" for name in OF_WEIGHTS),
+)
+ZERO_GPU = "zero-a10g"
+REQUEST_SECONDS, UPLOAD_SECONDS = 30.0, 600.0
+
+
+def stage(source: Path, patterns: tuple[str, ...], to: Path) -> None:
+    """Copy the files of `source` that match the patterns into `to`, except hidden ones.
+
+    Raises FileNotFoundError for a pattern without a match, unless it is optional.
+    """
+    for pattern in patterns:
+        found = [path for path in source.glob(pattern) if path.is_file() and not path.name.startswith(".")]
+        if not found and not pattern.endswith(OPTIONAL):
+            raise FileNotFoundError(f"{source / pattern} is missing, and has to be published too")
+        for path in found:
+            target = to / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def check(folder: Path) -> None:
+    """Raise ValueError or OSError for weights not fit to publish: damaged, with another's metrics, or drawing non-finite images."""
+    loaded = weights.read(folder)
+    metrics = loaded.metrics
+    if not {weights.CONFIG, weights.TENSORS} <= set(metrics.get("sha256", ())):
+        raise ValueError(f"{weights.METRICS} does not name by sha256 the weights it belongs to; train them again")
+    evaluation = [metrics["evaluation"]] if "evaluation" in metrics else []
+    measured = [*evaluation, *metrics.get("sweeps", []), *metrics.get("cas", [])]
+    if any(row["settings"]["sha256"] != metrics["sha256"][weights.TENSORS] for row in measured):
+        raise ValueError(
+            f"{weights.METRICS} holds figures of other weights; measure again: python -m training.evaluate"
+        )
+    card = folder / CARD
+    if card.exists() and results_table(metrics) not in card.read_text(encoding="utf-8"):
+        raise ValueError(
+            f"{CARD} does not show the figures in {weights.METRICS}; write it again: python -m training.card"
+        )
+    if not draws(loaded):
+        raise ValueError(f"the network in {weights.TENSORS} draws images that are not finite; train it again")
+
+
+def draws(loaded: weights.Weights) -> bool:
+    """Whether every class comes out finite, with and without guidance."""
+    labels = torch.arange(loaded.network.null_label)
+    for guidance in {loaded.sampling.guidance, 1.0, 2.0}:
+        *_, last = states(
+            loaded.network, labels, range(len(labels)), replace(loaded.sampling, steps=4, guidance=guidance)
+        )
+        if not last.x.isfinite().all():
+            return False
+    return True
+
+
+def space_card(repo: str, commit: str, files: list[str], hardware: str) -> str:
+    """The README of a Space that draws with the weights of `repo` at `commit`, whose `files` are preloaded."""
+    front = SpaceCardData(
+        title="Digits from noise",
+        emoji="✏️",
+        colorFrom="indigo",
+        colorTo="gray",
+        sdk="gradio",
+        sdk_version=version("gradio"),  # the tested version; it overrides requirements.txt there
+        python_version="3.12",
+        app_file="app.py",
+        models=[repo],
+        preload_from_hub=[f"{repo} {','.join(files)} {commit}"],
+        tags=["mnist", "rectified-flow", "diffusion-transformer"],
+        short_description="A small Diffusion Transformer draws MNIST digits",
+        license="mit",
+        suggested_hardware=hardware,
+    )
+    text = f"Handwritten digits, drawn with [{repo}](https://huggingface.co/{repo}) by a class-conditional Diffusion Transformer."
+    return f"---\n{front.to_yaml()}\n---\n\n# {front.title}\n\n{text}\n"
+
+
+# ---- to the Hub
+
+
+def ask(call, *args, seconds: float = REQUEST_SECONDS, **kwargs):
+    return hub.within(seconds, lambda: call(*args, **kwargs))
+
+
+def is_there(repo: str, kind: str, private: bool) -> bool:
+    """Whether the repository exists; raises ValueError without a token, and for a public one that should be private."""
+    if not get_token():
+        raise ValueError(
+            f"there is no token; create one with write permission at {hub.TOKENS}, then `hf auth login`, or put it into HF_TOKEN"
+        )
+    try:
+        info = ask(HfApi().repo_info, repo, repo_type=kind, seconds=hub.DECISION_SECONDS)
+    except RepositoryNotFoundError as error:
+        if error.response.status_code != 404:
+            raise
+        return False
+    if private and not info.private:
+        raise ValueError(f"{repo} is public already; make it private in its settings, or leave out --private")
+    return True
+
+
+def push(folder: Path, repo: str, kind: str, branch: str | None = None, pull_request: bool = False) -> str:
+    """Send everything in `folder` as one commit, unless nothing changed; prints and returns its hash."""
+    api = HfApi()
+    before = ask(api.repo_info, repo, repo_type=kind, revision=branch).sha
+    commit = ask(
+        api.create_commit,  # upload_folder makes several commits with Xet
+        repo,
+        [CommitOperationAdd(name, folder / name) for name in listed(folder)],
+        commit_message="Upload weights" if kind == "model" else "Upload the page",
+        repo_type=kind,
+        revision=branch,
+        create_pr=pull_request,
+        seconds=UPLOAD_SECONDS,
+    )
+    print(
+        f"{commit.pr_url or commit.repo_url}: {'nothing has changed since' if commit.oid == before else 'now at'} commit {commit.oid}"
+    )
+    return commit.oid
+
+
+def send_weights(folder: Path, repo: str, private: bool, branch: str | None, pull_request: bool) -> str:
+    """Send a checked folder of weights; returns the commit."""
+    api = HfApi()
+    with hub.explained(f"{repo} was not published"):
+        if not is_there(repo, "model", private):
+            ask(api.create_repo, repo, private=private or None)
+        if branch:
+            ask(api.create_branch, repo, branch=branch, exist_ok=True)
+        return push(folder, repo, "model", branch, pull_request)
+
+
+def send_space(folder: Path, repo: str, source: str, private: bool, hardware: str | None) -> None:
+    """Send a staged page, and set its variable WEIGHTS to `source`, `USER/NAME@commit`."""
+    api = HfApi()
+    with hub.explained(f"the Space {repo} was not published"):
+        if not is_there(repo, "space", private):
+            ask(
+                api.create_repo,
+                repo,
+                repo_type="space",
+                private=private or None,
+                space_sdk="gradio",
+                space_hardware=hardware or ZERO_GPU,
+                space_variables=[{"key": "WEIGHTS", "value": source}],
+            )
+        elif hardware:
+            ask(api.request_space_hardware, repo, hardware)
+        push(folder, repo, "space")
+    with hub.explained(
+        f"the files of the Space {repo} are published, but its variable WEIGHTS is not set; run this again"
+    ):
+        variable = ask(api.get_space_variables, repo).get("WEIGHTS")
+        if variable is None or variable.value != source:  # setting it restarts the Space
+            ask(api.add_space_variable, repo, "WEIGHTS", source)
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

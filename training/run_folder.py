@@ -1,0 +1,112 @@
+"""The folder of a run: its lock, its logs, its pictures. Of several processes only the first writes anything."""
+
+import json
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from model import images, weights
+from model.common import replacing
+from training import distributed
+from training.measure import plots
+
+CONFIG, HISTORY, METRICS, WEIGHTS = "config.json", "history.jsonl", "metrics.jsonl", "weights"
+
+
+class RunFolder:
+    """`runs/NAME`, written by one process at a time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.writes = distributed.rank() == 0
+        self.lock = FileLock(path / ".lock", timeout=0)
+        self.lock_inode = None
+
+    # ---- one process at a time
+
+    def check_free(self) -> None:
+        """Raise ValueError where the folder already holds a run."""
+        if self.writes and (self.path / CONFIG).exists():
+            raise ValueError(
+                f"{self.path} already holds a run; continue it with --resume {self.path}, or choose another --name"
+            )
+
+    def claim(self) -> None:
+        """Lock the folder for as long as this process lives; raises ValueError where another process has it."""
+        if self.writes:
+            try:
+                self.lock.acquire()
+            except Timeout:
+                raise ValueError(
+                    f"another process is training in {self.path}; wait for it, or choose another --name"
+                ) from None
+            self.lock_inode = self.inode()
+
+    def release(self) -> None:
+        if self.writes:
+            self.lock.release()
+
+    def inode(self) -> int | None:
+        """Identifies the lock file: another one may be there under the same name by now."""
+        try:
+            return (self.path / ".lock").stat().st_ino
+        except FileNotFoundError:
+            return None
+
+    def is_lost(self) -> bool:
+        """Whether the folder is gone, or belongs to a later run."""
+        return self.writes and self.inode() != self.lock_inode
+
+    def check_lock(self) -> None:
+        """Raise OSError where the folder is lost."""
+        if self.is_lost():
+            raise OSError(f"{self.path} no longer belongs to this run")
+
+    # ---- logs
+
+    def append_row(self, name: str, row: dict) -> None:
+        """Add a line to a .jsonl file."""
+        if self.writes:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def rows(self, name: str) -> list[dict]:
+        """The complete lines of a .jsonl file."""
+        log = self.path / name
+        lines = log.read_text(encoding="utf-8").splitlines(True) if log.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def drop_rows_after(self, step: int) -> None:
+        """Cut metrics.jsonl back to the step that the run resumes from."""
+        if self.writes:
+            kept = [json.dumps(row) + "\n" for row in self.rows(METRICS) if row["step"] <= step]
+            with replacing(self.path / METRICS) as new:
+                new.write_text("".join(kept), encoding="utf-8")
+
+    def saved_weights_step(self) -> int | None:
+        """The step of the weights in the folder."""
+        try:
+            return weights.read_json(self.path / WEIGHTS / weights.METRICS)["training"]["steps"]
+        except (ValueError, KeyError):
+            return None
+
+    # ---- pictures
+
+    def save_preview(self, step: int, pixels: torch.Tensor) -> None:
+        """Write the classes drawn at a step, uint8 `[12, 28, 28]`."""
+        (self.path / "previews").mkdir(exist_ok=True)
+        with replacing(self.path / "previews" / f"{step:07d}.png") as new:
+            images.sheet(pixels, columns=6, scale=4).save(new)
+
+    def plot_run(self) -> None:
+        """Write previews.gif and loss.png."""
+        if not self.writes:
+            return
+        plots.growth(self.path / "previews.gif", sorted((self.path / "previews").glob("[0-9]*.png")))
+        rows = [row for row in self.rows(METRICS) if row["loss"] is not None]
+        try:
+            if rows:
+                plots.loss_curve(self.path / "loss.png", rows)
+        except ImportError:
+            print("No loss.png: it needs matplotlib (requirements-dev.txt).")

@@ -1,0 +1,262 @@
+"""The training loop: batch → loss → backward → clip → optimizer step → EMA, and now and then a log line, a picture, a checkpoint."""
+
+import copy
+import math
+import time
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from model import images, weights
+from model.common import git_commit
+from model.device import described, pick
+from model.dit import DiT
+from model.sampling import SamplingConfig, states
+from training import checkpoint, data, distributed
+from training.config import Config
+from training.objective import compiled, learning_rate, make_loss, update_ema
+from training.run_folder import HISTORY, METRICS, WEIGHTS, RunFolder
+
+NONFINITE_LIMIT = 10  # steps in a row, after which a run stops
+
+
+class Trainer:
+    """One training run: its state and the loop."""
+
+    def __init__(
+        self, config: Config, folder: RunFolder, network: DiT | None = None, initialized_from: dict | None = None
+    ):
+        """For a warm start, `network` holds the initial weights and `initialized_from` their training record."""
+        torch.manual_seed(config.seed)
+        self.config, self.folder, self.device = config, folder, pick(config.device)
+        # Bit-exact repeats on a CPU. Filling uninitialized memory would only cost time.
+        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+        self.network = (network or DiT(**config.network())).to(self.device).train().requires_grad_(True)
+        self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.initialized_from = initialized_from
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.step, self.seconds = 0, 0.0
+        self.loss_sum = torch.zeros((), device=self.device)  # since the last log line
+        self.nonfinite_since_log = torch.zeros((), device=self.device)  # steps
+        self.nonfinite_in_a_row = torch.zeros((), device=self.device)  # steps
+
+        rank, world = distributed.rank(), distributed.world_size()
+        pixels, labels = data.with_blanks(*load_once(config), config.blank_images)
+        self.batches = data.Batches(
+            pixels,
+            labels,
+            config.batch,
+            config.label_drop,
+            self.network.null_label,
+            config.seed,
+            self.device,
+            rank,
+            world,
+        )
+        self.total = max(1, round(config.epochs * self.batches.steps_per_epoch))
+        self.preview_steps = max(1, round(config.preview_every * self.batches.steps_per_epoch))
+        self.sampling = SamplingConfig(guidance=config.guidance, time_shift=config.time_shift)
+        self.stopped_by: int | None = None  # a signal
+        parallel = self.network if world == 1 else DistributedDataParallel(self.network, broadcast_buffers=False)
+        self.loss_of = make_loss(parallel, config, self.device)
+        if config.compile:
+            self.loss_of = compiled(self.loss_of, self.device)
+
+    # ---- the loop
+
+    def train(self) -> None:
+        """Train until the last step, or until a signal asks to stop."""
+        config = self.config
+        saved_at = started = time.monotonic()
+        seconds_before = self.seconds
+        bar = tqdm(
+            total=self.total * config.batch,
+            initial=self.step * config.batch,
+            unit="img",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not self.folder.writes,
+        )
+        if self.step == 0:
+            self.preview()
+        while self.step < self.total and not self.must_stop():
+            norm = self.advance()
+            self.folder.check_lock()
+            now = time.monotonic()
+            self.seconds = seconds_before + now - started
+            bar.update(config.batch)
+            if self.step % config.log_every == 0:
+                bar.set_postfix(loss=f"{self.log(norm):.4f}")
+            if self.step % self.preview_steps == 0 and self.step < self.total:
+                self.preview()
+            # With several processes the sum of the losses is complete only after a log line.
+            complete = distributed.world_size() == 1 or self.step % config.log_every == 0
+            if now - saved_at > config.checkpoint_every and complete:
+                self.save()
+                saved_at = now
+        bar.close()
+        self.loss_sum = distributed.sum_over_ranks(self.loss_sum) / distributed.world_size()
+        self.save()
+        if self.step == self.total:
+            self.preview()
+            self.folder.plot_run()
+        distributed.barrier()
+
+    def advance(self) -> torch.Tensor:
+        """One training step; returns the gradient norm, still on the device."""
+        loss = self.loss_of(*self.batches.at(self.step))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip, foreach=True)
+        finite = norm.isfinite().to(norm.dtype)
+        self.update(loss.detach(), finite)
+        self.step += 1
+        update_ema(self.ema, self.network, self.step * self.config.batch, self.config, finite)
+        return norm
+
+    def update(self, loss: torch.Tensor, finite: torch.Tensor) -> None:
+        """One optimizer step; where `finite` is 0, AdamW skips it on the device, without a synchronization."""
+        nonfinite = 1 - finite
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, nonfinite.float()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.total, self.config)
+        if self.device.type != "mps" or finite.item():  # fused AdamW ignored found_inf on MPS until mid-2026
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.nonfinite_in_a_row = (self.nonfinite_in_a_row + 1) * nonfinite
+        self.nonfinite_since_log += nonfinite
+        self.loss_sum += torch.where(finite > 0, loss, 0)
+
+    def must_stop(self) -> bool:
+        """Whether a signal came; several processes agree on it, so that all of them stop after the same step."""
+        if distributed.world_size() > 1:
+            self.stopped_by = int(distributed.max_over_ranks(torch.tensor(self.stopped_by or 0))) or None
+        return self.stopped_by is not None
+
+    def log(self, norm: torch.Tensor) -> float:
+        """Append a line to metrics.jsonl; returns the mean loss of the finite steps since the last one (NaN if none).
+
+        Raises ValueError after `NONFINITE_LIMIT` steps in a row without a finite gradient.
+        """
+        nonfinite, rate = int(self.nonfinite_since_log.item()), self.optimizer.param_groups[0]["lr"]
+        steps = self.config.log_every - nonfinite
+        loss = (
+            distributed.sum_over_ranks(self.loss_sum).item() / steps / distributed.world_size() if steps else math.nan
+        )
+        self.loss_sum.zero_()
+        self.nonfinite_since_log.zero_()
+        if self.nonfinite_in_a_row.item() >= NONFINITE_LIMIT:
+            raise ValueError(
+                f"step {self.step}: the last {int(self.nonfinite_in_a_row.item())} gradients were not finite at a learning rate of "
+                f"{rate:.1e}; {self.folder.path / WEIGHTS} holds the last good weights, start from them with --init and a lower --lr"
+            )
+        found = {
+            name: value if math.isfinite(value) else None
+            for name, value in (("loss", loss), ("grad_norm", norm.item()))
+        }
+        row = {"step": self.step, "images": self.step * self.config.batch, **found, "lr": rate, "nonfinite": nonfinite}
+        self.folder.append_row(METRICS, {**row, "seconds": round(self.seconds, 1)})
+        return loss
+
+    def preview(self) -> None:
+        """Save a picture of every class from the same noise, drawn by the averaged weights."""
+        if self.folder.writes:
+            labels = torch.arange(len(images.CLASSES))
+            *_, last = states(self.ema, labels, [self.config.seed] * len(labels), self.sampling)
+            pixels = images.to_pixels(last.x, self.config.pixel_mean, self.config.pixel_std)
+            self.folder.save_preview(self.step, pixels)
+
+    # ---- state
+
+    def save(self) -> None:
+        """Write the checkpoint, and the averaged weights ready to draw with."""
+        if not self.folder.writes:
+            return
+        state = {
+            "config": self.config.recipe(),
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss_sum": self.loss_sum,
+            "nonfinite_since_log": self.nonfinite_since_log,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "initialized_from": self.initialized_from,
+        }
+        checkpoint.save(self.folder.path, state)
+        if self.folder.saved_weights_step() != self.step:  # else they may have been measured meanwhile
+            weights.save(self.ema, self.folder.path / WEIGHTS, self.sampling, {"training": self.summary()})
+
+    def restore(self) -> None:
+        """Return to the newest whole checkpoint of the folder, and drop later lines of metrics.jsonl.
+
+        Raises ValueError for a checkpoint of another configuration, OSError where there is none.
+        """
+        state, damage = checkpoint.load(self.folder.path)
+        if damage:
+            print(damage)
+        recipe = self.config.recipe()
+        changed = sorted(name for name in recipe if recipe[name] != state.get("config", {}).get(name))
+        if changed:
+            raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("step", "seconds", "initialized_from"):
+            setattr(self, name, state[name])
+        for name in ("loss_sum", "nonfinite_since_log", "nonfinite_in_a_row"):
+            setattr(self, name, state[name].to(self.device))
+        self.folder.drop_rows_after(self.step)
+
+    def record_start(self) -> None:
+        """Append what this start of the run works with to history.jsonl."""
+        device = device_name(self.device)
+        self.folder.append_row(
+            HISTORY, {"step": self.step, "commit": git_commit(), "device": device, "torch": torch.__version__}
+        )
+
+    def summary(self) -> dict:
+        """The training record that goes with the weights; what differed between the starts of a run is listed."""
+        starts = self.folder.rows(HISTORY)
+        return {
+            "data": self.config.data,
+            "epochs": round(self.step / self.batches.steps_per_epoch, 2),
+            "steps": self.step,
+            "images": self.step * self.config.batch,
+            "batch": self.config.batch,
+            "lr": self.config.lr,
+            "seed": self.config.seed,
+            "hours": round(self.seconds / 3600, 2),
+            **{
+                name: ", then ".join(dict.fromkeys(start[name] for start in starts))
+                for name in ("device", "torch", "commit")
+            },
+            "command": self.config.command(),
+            **({"initialized_from": self.initialized_from} if self.initialized_from else {}),
+        }
+
+
+def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """The data set; of the processes on one machine the first downloads it if necessary."""
+    if distributed.local_rank() > 0:
+        distributed.barrier()
+    loaded = data.load(config.data, config.data_root)
+    if distributed.local_rank() == 0:
+        distributed.barrier()
+    return loaded
+
+
+def device_name(device: torch.device) -> str:
+    """The device of a run, times the number of its processes."""
+    world = distributed.world_size()
+    return described(device) if world == 1 else f"{world} × {described(device)}"

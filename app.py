@@ -38,17 +38,25 @@ MAX_SHEET = 400  # digits
 ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
 
 FONT = ("system-ui", "sans-serif")
-THEME = gr.themes.Default(
-    primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")
-).set(
-    body_text_color_subdued="*neutral_500",  # Gradio's own subdued text and white on primary_500 have too little contrast
+THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
+    body_text_color_subdued="*neutral_500",  # Gradio's own has too little contrast, as has primary_500
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
 )
+LAUNCH = {
+    "css_paths": PAGE / "page.css",
+    "head": f"<script>{(PAGE / 'page.js').read_text(encoding='utf-8')}</script>",
+    "theme": THEME,
+    "ssr_mode": False,
+    "max_file_size": "1mb",
+    "state_session_capacity": 100,  # sessions; Gradio copies its configuration, some 100 kB, for each
+    "footer_links": ["api"],
+    "mcp_server": find_spec("mcp") is not None,  # the endpoints as tools, with gradio[mcp] installed
+}
 
 
 def from_link(query: dict, start: dict) -> dict:
-    """The controls that a link asks for: each value clamped to its range, and the default for one that makes no sense."""
+    """The controls that a link asks for: each value clamped to its range, and the default for an invalid one."""
     values = dict(start)
     if query.get("digit") in CLASSES:
         values["digit"] = query["digit"]
@@ -117,12 +125,14 @@ class Studio:
     def draw_api(
         self, digit: str, seed: int = 42, steps: int | None = None, guidance: float | None = None
     ) -> list[list[int]]:
-        """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255 white."""
+        """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255
+        white."""
         with sentences():
             return self.draw_one(digit, seed, self.config(steps, guidance)).digit.tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
-        """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of steps."""
+        """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
+        steps."""
         with sentences():
             columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
             return {str(count): pixels.tolist() for count, pixels, _ in columns}
@@ -135,7 +145,8 @@ class Studio:
         steps: int | None = None,
         guidance: float | None = None,
     ) -> dict[str, list]:
-        """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of seed + i."""
+        """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of
+        seed + i."""
         with sentences():
             labels = self.labels(classes, count)
             pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
@@ -325,17 +336,7 @@ def main(argv: list[str] | None = None) -> int:
             check.whole("port", options.port, 1, 65535)
         load = weights.load if options.strict_weights else weights.load_or_bundled
         page = build(Studio(load(options.weights, pick(options.device))))
-        page.launch(
-            server_port=options.port,
-            css_paths=PAGE / "page.css",
-            head=f"<script>{(PAGE / 'page.js').read_text(encoding='utf-8')}</script>",
-            theme=THEME,
-            ssr_mode=False,
-            max_file_size="1mb",
-            state_session_capacity=100,  # Gradio copies its configuration, some 100 kB, for each; the page keeps nothing there
-            footer_links=["api"],
-            mcp_server=find_spec("mcp") is not None,  # the endpoints as tools, with gradio[mcp] installed
-        )
+        page.launch(server_port=options.port, **LAUNCH)
     return 0
 
 

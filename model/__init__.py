@@ -1,1 +1,1 @@
-"""All that is needed to draw: network, flow, images, weights."""
+"""Everything needed to draw."""

@@ -1,4 +1,4 @@
-"""Command: how fast this machine draws, beside a plain float32 loop and the machine's peak. `python -m model.benchmark`"""
+"""Command: how fast this machine draws, beside a plain float32 loop and its peak. `python -m model.benchmark`"""
 
 import argparse
 import io

@@ -21,7 +21,7 @@ def sentence_on_error(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, with its suffix; it replaces `path` when the block ends without an error."""
+    """A temporary path beside `path`, with its suffix, that replaces `path` once the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

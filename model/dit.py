@@ -1,9 +1,9 @@
 """The network: a Diffusion Transformer with one stream for the image and one for the class.
 
-An MM-DiT (Esser et al., "Scaling Rectified Flow Transformers", arXiv 2403.03206, §4) at the scale of MNIST. The class is a
-single token; each stream has its own weights, and the two meet in joint attention. Time modulates both streams through
-adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748, §3.2).
-Read `DiT.velocity` first: it is the forward pass from pixels to velocity.
+An MM-DiT (Esser et al., "Scaling Rectified Flow Transformers", arXiv 2403.03206, §4) at the scale of MNIST. The class
+is a single token; each stream has its own weights, and the two meet in joint attention. Time modulates both streams
+through adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748, §3.2). Read
+`DiT.velocity` first: it is the forward pass from pixels to velocity.
 """
 
 import math
@@ -38,8 +38,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor:
     """Cosines and signed sines for 2-D rotary positions, `[2, side², 1, head_dim]`, tokens in row-major order.
 
-    Half of the angles grow with the token's row, half with its column (RoFormer, Su et al., arXiv 2104.09864, with one axis
-    per half as in FLUX). Frequency k of an axis is theta^(−4k / head_dim).
+    Half of the angles grow with the token's row, half with its column (RoFormer, Su et al., arXiv 2104.09864, with one
+    axis per half as in FLUX). Frequency k of an axis is theta^(−4k / head_dim).
     """
     frequencies = theta ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))  # [d/4]
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -65,8 +65,8 @@ class TimeEmbedder(nn.Module):
 class Stream(nn.Module):
     """One stream's half of a block: projections for the joint attention, then the attention and MLP residual branches.
 
-    All query heads share one key and one value head (multi-query attention, Shazeer, arXiv 1911.02150).
-    With `heads=0` the stream only provides keys and values: the class stream of the last block, whose output nobody reads.
+    All query heads share one key and one value head (multi-query attention, Shazeer, arXiv 1911.02150). With `heads=0`
+    the stream only provides keys and values: the class stream of the last block, whose output nobody reads.
     """
 
     def __init__(self, width: int, heads: int, head_dim: int):
@@ -82,7 +82,7 @@ class Stream(nn.Module):
     def project(
         self, x: torch.Tensor, rotary: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Modulated tokens `[B, S, D]` → q `[B, S, H, d]`, k and v `[B, S, 1, d]`, with QK-norm and rotary positions."""
+        """Modulated tokens `[B, S, D]` → q `[B, S, H, d]`, k and v `[B, S, 1, d]`, with QK-norm and rotation."""
         qk, v = linear(self.qkv, x).unflatten(-1, (-1, self.head_dim)).split([self.heads + 1, 1], -2)
         qk = F.normalize(qk, dim=-1) * (self.qk_scale * self.head_dim**0.5)  # RMSNorm in fewer passes
         if rotary is not None:
@@ -105,7 +105,8 @@ class Block(nn.Module):
         self.label = Stream(width, 0 if last else heads, width // heads)
 
     def forward(self, image, label, image_time, label_time, rotary):
-        """Image tokens `[B, S, D]`, class token `[B, 1, D]` and each one's modulations `[B or 1, 1, D]` → both, updated."""
+        """Image tokens `[B, S, D]`, class token `[B, 1, D]` and each one's modulations `[B or 1, 1, D]` → both,
+        updated."""
         label_q, *label_kv = self.label.project(modulate(label, *label_time[:2]))
         image_q, *image_kv = self.image.project(modulate(image, *image_time[:2]), rotary)
         k, v = (torch.cat(pair, 1).transpose(1, 2) for pair in zip(label_kv, image_kv, strict=True))  # [B, 1, S + 1, d]
@@ -173,7 +174,8 @@ class DiT(
             nn.init.zeros_(layer.weight)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Velocity `[B, 1, 28, 28]` at `x` `[B, 1, 28, 28]`, times `t` in [0, 1] `[B]` (or `[1]` for all), `labels` `[B]`.
+        """Velocity `[B, 1, 28, 28]` at `x` `[B, 1, 28, 28]`, times `t` in [0, 1] `[B]` (or `[1]` for all), `labels`
+        `[B]`.
 
         Computes in the dtype of the weights and returns the dtype of `x`.
         """

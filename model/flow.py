@@ -8,8 +8,9 @@
 Liu et al., "Flow Straight and Fast" (arXiv 2209.03003); the shift and the logit-normal are those of
 Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206, §3.1 and §5.3.2).
 
-The sampler replaces v in the step by a second-order multistep estimate (AB2): still one network call per step.
-A *velocity* is any callable `(x, t, t_next) → v` with `x` and `v` float `[B, 1, 28, 28]`, `t` and `t_next` numbers in [0, 1].
+The sampler replaces v in the step by a second-order multistep estimate (AB2): still one network call per step. A
+*velocity* is any callable `(x, t, t_next) → v` with `x` and `v` float `[B, 1, 28, 28]`, `t` and `t_next` numbers in [0,
+1].
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +34,7 @@ class State(NamedTuple):
 
 
 def path(image: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t on the straight line from `image` to `noise`, and the velocity there; `t` is `[B]`, the rest `[B, 1, H, W]`."""
+    """x_t on the line from `image` to `noise`, and the velocity there; `t` is `[B]`, the rest `[B, 1, H, W]`."""
     t = t.view(-1, 1, 1, 1)
     return t * noise + (1 - t) * image, noise - image
 
@@ -68,7 +69,8 @@ def noise(seeds: Iterable[int]) -> torch.Tensor:
 
 
 def guided(network: Callable, labels: torch.Tensor, null_label: int, scale: float) -> Velocity:
-    """The velocity of a network `(x, t, labels) → v` under classifier-free guidance (Ho & Salimans, arXiv 2207.12598, eq. 6).
+    """The velocity of a network `(x, t, labels) → v` under classifier-free guidance (Ho & Salimans, arXiv 2207.12598,
+    eq. 6).
 
     `labels` is `[B]`. Scale 1 is plain conditional and 0 unconditional, one forward each;
     anything else is one forward of twice the batch.
@@ -88,10 +90,10 @@ def guided(network: Callable, labels: torch.Tensor, null_label: int, scale: floa
 def sample(velocity: Velocity, x: torch.Tensor, times: Iterable[float]) -> Iterator[State]:
     """Second-order Adams–Bashforth (AB2) along `times`: yields the state before each update, and the image last.
 
-    A step uses v + (v − v_before) · step / (2 · step_before): the slope between the last two velocities, no extra network call.
-    The first step, which has no predecessor, and the last, which should land on the predicted image, are Euler steps.
-    The error is O(step²) where Euler's is O(step) (Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I,
-    §III.5; for diffusion models, Zhang & Chen, arXiv 2204.13902).
+    A step uses v + (v − v_before) · step / (2 · step_before): the slope between the last two velocities, no extra
+    network call. The first step, which has no predecessor, and the last, which should land on the predicted image, are
+    Euler steps. The error is O(step²) where Euler's is O(step) (Hairer, Nørsett & Wanner, Solving Ordinary Differential
+    Equations I, §III.5; for diffusion models, Zhang & Chen, arXiv 2204.13902).
     """
     v_before = t_before = None
     for t, t_next in pairwise(times):

@@ -1,4 +1,4 @@
-"""Command: labelled digits as a picture or a data set. `python -m model.generate --labels 0-9 --count 100 --out digits.png`"""
+"""Command: labelled digits as a picture or a data set. `python -m model.generate --labels 0-9 --out digits.png`"""
 
 import argparse
 import sys
@@ -45,9 +45,8 @@ def main(argv: list[str] | None = None) -> int:
                 bar.update(len(batch))
             bar.close()
             images.save(new, options.out.suffix[1:], torch.cat(batches), labels, images.columns(count))
-    print(
-        f"{options.out}: {count} digits, {sampling.steps} steps, guidance {sampling.guidance:g}, weights {loaded.source}"
-    )
+    how = f"{sampling.steps} steps, guidance {sampling.guidance:g}, weights {loaded.source}"
+    print(f"{options.out}: {count} digits, {how}")
     return 0
 
 

@@ -35,15 +35,17 @@ CLIENT_ERRORS = (HTTPError, OSError, RevisionResolutionError, json.JSONDecodeErr
 NAME = r"\w[\w.-]*/\w[\w.-]*"
 TOKENS = "https://huggingface.co/settings/tokens"
 ADVICE = {
-    401: f"the token is not valid; make one at {TOKENS} and log in with `hf auth login`",
-    402: "a free account can have two ZeroGPU Spaces and no other Gradio Space; leave --hardware out, delete a Space, or subscribe to PRO",
-    403: f"the token has no permission for it; make one that may write there at {TOKENS} and log in with `hf auth login`",
+    401: f"the token is not valid; create one at {TOKENS} and log in with `hf auth login`",
+    402: "a free account can have two ZeroGPU Spaces and no other Gradio Space; leave --hardware out, delete a Space, "
+    "or subscribe to PRO",
+    403: f"the token has no permission for it; create one that may write at {TOKENS} and log in with `hf auth login`",
     404: "there is no such repository, or it is private; check the name, or log in with `hf auth login`",
 }
 
 
 def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[Path, str]:
-    """The cached folder with the files of a repository `USER/NAME[@revision]`, and `USER/NAME@commit`, its permanent name.
+    """The cached folder with the files of a repository `USER/NAME[@revision]`, and `USER/NAME@commit`, its permanent
+    name.
 
     The revision is resolved to a commit once; where the Hub does not answer, the cache is used.
     Raises OSError, in one sentence, and without a network within `DECISION_SECONDS`.
@@ -126,7 +128,9 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, HfHubHTTPError):
             return answer(cause)
     if any(isinstance(cause, json.JSONDecodeError) for cause in causes):
-        return f"{constants.ENDPOINT} does not answer as the Hub does; check the network (a page to log in?) and HF_ENDPOINT"
+        return (
+            f"{constants.ENDPOINT} does not answer as the Hub does; check the network (a login page?) and HF_ENDPOINT"
+        )
     if any(isinstance(cause, HTTPError | ConnectionError | TimeoutError) for cause in causes):
         return f"no connection to {constants.ENDPOINT} ({causes[-1]}); check the network and try again"
     return str(error)
@@ -140,7 +144,8 @@ def answer(error: HfHubHTTPError) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "the repository is there, but has no such revision; its page lists branches and commits"
     if isinstance(error, RemoteEntryNotFoundError):
-        return f"it holds no {response.url.path.rpartition('/')[2]}, so it does not hold weights of this network; check the name"
+        name = response.url.path.rpartition("/")[2]
+        return f"it holds no {name}, so it does not hold weights of this network; check the name"
     if isinstance(error, RepositoryNotFoundError):
         return ADVICE[404]
     if response.status_code == 429:

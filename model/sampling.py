@@ -1,4 +1,4 @@
-"""From labels and seeds to digits: the sampling configuration, batches of digits, and one digit with every state of its flow."""
+"""From labels and seeds to digits: how to draw, batches of digits, and one digit with all its states."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -47,7 +47,8 @@ def label(name: str) -> int:
 
 
 def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
-    """`count` labels, int64, from `7`, `0-9`, `3,5,black` (in turn) or `mnist` (the training histogram, in random order).
+    """`count` labels, int64, from `7`, `0-9`, `3,5,black` (in turn) or `mnist` (the training histogram, in random
+    order).
 
     Raises ValueError for an unknown class.
     """
@@ -132,7 +133,8 @@ def draw_one(network: DiT, label: int, seed: int, sampling: SamplingConfig) -> F
 def compare_steps(
     network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig
 ) -> Iterator[tuple[int, torch.Tensor, float]]:
-    """The same noise for every label `[B]`, at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`, milliseconds."""
+    """The same noise for every label `[B]`, at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`,
+    milliseconds."""
     for steps in STEP_COUNTS:
         started = time.perf_counter()
         *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps))

@@ -132,7 +132,8 @@ def check_shapes(path: Path, config: dict) -> None:
 
 
 def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) -> None:
-    """Write a folder of weights in float16, with `metrics` and the hashes; replaces an older folder once the new one is whole.
+    """Write a folder of weights in float16, with `metrics` and the hashes; replaces an older folder once the new one is
+    whole.
 
     Raises OSError where it cannot be written.
     """
@@ -148,5 +149,6 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) ->
 
 
 def download(where: str) -> tuple[Path, str]:
-    """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`; raises OSError in one sentence."""
+    """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`; raises OSError in one
+    sentence."""
     return hub.download(where, FILES, optional=(SAMPLING,))

@@ -1,1 +1,1 @@
-"""All that is needed to learn: data, trainer, checkpoints."""
+"""Everything needed to train, measure and publish."""

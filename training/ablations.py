@@ -1,4 +1,4 @@
-"""Command: change the recipe in one thing at a time, train and measure each, print a table. `python -m training.ablations [NAME …]`
+"""Command: train and measure one change to the recipe at a time. `python -m training.ablations [NAME …]`
 
 The run of a row is runs/ablations/NAME. A stopped command continues where it was when it is started again.
 """
@@ -73,8 +73,9 @@ def line(name: str, config: Config, reference: Reference, count: int) -> str:
     best = min(rows, key=lambda row: row["drawn"]["fd_ratio"])
     hours, drawn = weights.read(folder).metrics["training"]["hours"], best["drawn"]
     return (
-        f"| {name} | `{shlex.join(config.flags())}` | {hours} | {best['settings']['guidance']:g} | {drawn['fd_ratio']:.2f} "
-        f"| {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} | {rows[0]['drawn']['fd_ratio']:.2f} |"
+        f"| {name} | `{shlex.join(config.flags())}` | {hours} | {best['settings']['guidance']:g} "
+        f"| {drawn['fd_ratio']:.2f} | {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} "
+        f"| {rows[0]['drawn']['fd_ratio']:.2f} |"
     )
 
 

@@ -1,6 +1,7 @@
 """The data set, resident on the device, and the batch of every step.
 
-Everything random is a function of (seed, step): no random state goes into a checkpoint, and a run resumes exactly in mid-epoch.
+Everything random is a function of (seed, step): no random state goes into a checkpoint, and a run resumes exactly in
+mid-epoch.
 """
 
 import hashlib
@@ -55,7 +56,8 @@ class Batch(NamedTuple):
 class Batches:
     """The batches of a run, by step. Each epoch is a new permutation; its last incomplete batch is dropped.
 
-    Of several processes each draws the same global batch and takes its own slice, so the result does not depend on their number.
+    Of several processes each draws the same global batch and takes its own slice, so the result does not depend on
+    their number.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Several processes for one run, started by torchrun. A single process is rank 0 of 1, and every function here does nothing."""
+"""Several processes for one run, started by torchrun; without it, one process that is rank 0 of 1."""
 
 import os
 

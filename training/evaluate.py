@@ -1,6 +1,7 @@
-"""Command: measure digits. `python -m training.evaluate --weights runs/full/weights`, or `--samples digits.npz` from anywhere.
+"""Command: measure digits, drawn by weights or from a file. `python -m training.evaluate --weights runs/full/weights`
 
-Writes metrics.json and pictures. The default is the headline row; `--full` adds CAS and sweeps over steps, guidance and time shift.
+Writes metrics.json and pictures. The default is the headline row; `--full` adds CAS and sweeps over steps, guidance and
+time shift.
 """
 
 import argparse
@@ -76,9 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             evaluation = Evaluation(samples, Reference(device, options.data_root), results, drawing, command)
             evaluation.run(parts, options.count, fresh_headline=not (options.full or options.only))
         except KeyboardInterrupt:
-            print(
-                f"\nStopped. Finished rows are in {results.path}; with --full or --only the command continues from there."
-            )
+            print(f"\nStopped. Finished rows are in {results.path}; --full or --only continues from there.")
             return 130
     print(results_table(results.read()))
     print(f"{samples.name}: {', '.join(parts)} in {results.path}")

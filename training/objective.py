@@ -13,7 +13,8 @@ from training.config import Config
 
 
 def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16: bool = True) -> Callable:
-    """The mean squared error on the velocity, as a function of the fields of a `data.Batch`; in bfloat16 where supported."""
+    """The mean squared error on the velocity, as a function of the fields of a `data.Batch`; in bfloat16 where
+    supported."""
 
     def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
@@ -49,9 +50,11 @@ def learning_rate(step: int, total: int, config: Config) -> float:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Config, finite: torch.Tensor) -> None:
-    """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv 2312.02696, §3).
+    """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv
+    2312.02696, §3).
 
-    `finite` is a scalar on the same device, 1 or, for a skipped step, 0: the average then stays, without a synchronization.
+    `finite` is a scalar on the same device, 1 or, for a skipped step, 0: the average then stays, without a
+    synchronization.
     """
     half_life = min(config.ema_images, config.ema_ramp * images_seen)
     average = list(ema.parameters())

@@ -1,7 +1,8 @@
-"""Command: train the network. `python -m training.train` is the recipe of the released weights; `--preset quick` fits a CPU.
+"""Command: train the network. `python -m training.train` is the recipe of the released weights.
 
 A run lives in `runs/NAME/`: config.json, history.jsonl (one line per start), metrics.jsonl, previews/, checkpoint.pt,
-weights/ ready to draw with, and at its end previews.gif and loss.png. With several GPUs: `torchrun --nproc_per_node=N -m training.train`.
+weights/ ready to draw with, and at its end previews.gif and loss.png. With several GPUs: `torchrun --nproc_per_node=N
+-m training.train`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from training.trainer import Trainer, device_name
 
 
 def fresh(options: dict, folder: RunFolder, preset: str) -> Trainer:
-    """A run at its first step, warm from the weights of --init if given; writes nothing. Raises ValueError or OSError."""
+    """A run at its first step, from the weights of --init if given; writes nothing. Raises ValueError or OSError."""
     config = Config(**{**PRESETS[preset], **options})
     if not config.init:
         return Trainer(config, folder)
@@ -40,7 +41,8 @@ def fresh(options: dict, folder: RunFolder, preset: str) -> Trainer:
 
 
 def start(options: dict, path: Path, preset: str) -> Trainer:
-    """A new run in its own folder, with a first checkpoint to resume from; raises ValueError or OSError before writing anything."""
+    """A new run in its own folder, with a first checkpoint to resume from; raises ValueError or OSError before writing
+    anything."""
     folder = RunFolder(path)
     folder.check_free()
     run = fresh(options, folder, preset)
@@ -61,7 +63,7 @@ def resume(options: dict, path: Path) -> Trainer:
     fixed = sorted(name for name, value in options.items() if name not in RESUMABLE and value != getattr(config, name))
     if fixed:
         raise ValueError(
-            f"a resumed run keeps its {', '.join(fixed)}; start another run to change it, --init {path / WEIGHTS} goes on from it"
+            f"a resumed run keeps its {', '.join(fixed)}; to change it, start another run with --init {path / WEIGHTS}"
         )
     folder = RunFolder(path)
     run = Trainer(replace(config, **options), folder)
@@ -77,16 +79,16 @@ def resume(options: dict, path: Path) -> Trainer:
 def dry_run(run: Trainer) -> None:
     """Print what the run would do, and take one step; writes nothing."""
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
-    print_once(
-        f"{run.config.command()}\n{run.total:,} steps of {run.config.batch}: {run.total * run.config.batch:,} images of {run.config.data}"
-    )
+    images = run.total * run.config.batch
+    print_once(run.config.command())
+    print_once(f"{run.total:,} steps of {run.config.batch}: {images:,} images of {run.config.data}")
     print_once(f"{parameters:,} parameters on {device_name(run.device)}")
     started = time.monotonic()
     norm = run.advance().item()
     loss, taken = distributed.sum_over_ranks(run.loss_sum).item() / distributed.world_size(), time.monotonic() - started
     rate = run.optimizer.param_groups[0]["lr"]
     print_once(
-        f"One step, compiling included: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, learning rate {rate:.1e}"
+        f"One step, compiling included: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, rate {rate:.1e}"
     )
     print_once(
         f"Peak memory: {peak_memory(run.device):.1f} GB of the {'GPU' if run.device.type == 'cuda' else 'process'}"
@@ -96,9 +98,8 @@ def dry_run(run: Trainer) -> None:
 def train(run: Trainer) -> int:
     """Train until the end or a signal; returns the exit status."""
     folder = run.folder
-    print_once(
-        f"{folder.path}: {run.total:,} steps of {run.config.batch} on {run.device}, {run.config.data}, from step {run.step}"
-    )
+    work = f"{run.total:,} steps of {run.config.batch} on {run.device}, {run.config.data}"
+    print_once(f"{folder.path}: {work}, from step {run.step}")
 
     def stop(number, frame):
         run.stopped_by = number
@@ -120,9 +121,8 @@ def train(run: Trainer) -> int:
             signal.signal(number, before)
         folder.release()
     if run.stopped_by and run.step < run.total:
-        print_once(
-            f"Stopped at step {run.step}. Continue with: {distributed.launcher()} -m training.train --resume {folder.path}"
-        )
+        command = f"{distributed.launcher()} -m training.train --resume {folder.path}"
+        print_once(f"Stopped at step {run.step}. Continue with: {command}")
         return 128 + run.stopped_by
     print_once(f"Done. Draw with it: python app.py --weights {folder.path / WEIGHTS}")
     return 0

@@ -1,4 +1,4 @@
-"""The training loop: batch → loss → backward → clip → optimizer step → EMA, and now and then a log line, a picture, a checkpoint."""
+"""The training loop: batch → loss → backward → clip → optimizer step → EMA, with logs, pictures and checkpoints."""
 
 import copy
 import math
@@ -156,8 +156,9 @@ class Trainer:
         self.nonfinite_since_log.zero_()
         if self.nonfinite_in_a_row.item() >= NONFINITE_LIMIT:
             raise ValueError(
-                f"step {self.step}: the last {int(self.nonfinite_in_a_row.item())} gradients were not finite at a learning rate of "
-                f"{rate:.1e}; {self.folder.path / WEIGHTS} holds the last good weights, start from them with --init and a lower --lr"
+                f"step {self.step}: the last {int(self.nonfinite_in_a_row.item())} gradients were not finite "
+                f"at a learning rate of {rate:.1e}; start from the last good weights with "
+                f"--init {self.folder.path / WEIGHTS} and a lower --lr"
             )
         found = {
             name: value if math.isfinite(value) else None

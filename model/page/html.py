@@ -31,8 +31,10 @@ def in_steps(count: int) -> str:
 
 
 def digit_html(film: Film, digit: str, seed: int, sampling: SamplingConfig) -> str:
-    """The digit, animated once for half a second (unless the visitor prefers reduced motion), with its files and its link."""
-    text = f"{'An' if digit == '8' else 'A'} {named(digit)}, drawn {in_steps(sampling.steps)} from the noise of seed {seed}"
+    """The digit, animated once for half a second (unless the visitor prefers reduced motion), with its files and its
+    link."""
+    article = "An" if digit == "8" else "A"
+    text = f"{article} {named(digit)}, drawn {in_steps(sampling.steps)} from the noise of seed {seed}"
     few = film.noisy[film.frames(16)]
     moving = picture(images.animation(few, 500), text)
     still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digit))}">'

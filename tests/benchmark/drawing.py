@@ -1,4 +1,4 @@
-"""Command: what each way to draw faster is worth, taken away alone, all in one run on a CPU. `python -m tests.ablation`"""
+"""What each optimization of drawing on a CPU is worth, removed one at a time. `python -m tests.benchmark.drawing`"""
 
 import sys
 import time
@@ -10,9 +10,10 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from model import dit, generate, weights
-from model.benchmark import machine
+from model import dit, sampling, weights
 from model.device import pick
+from model.sampling import SamplingConfig
+from model.speed import machine
 
 STEPS, ROUNDS = 8, 15
 
@@ -23,7 +24,7 @@ def plain_linear(layer, x, gelu=False):
 
 def tanh_linear(layer, x, gelu=False):
     if not gelu:
-        return dit_linear(layer, x)
+        return fused_linear(layer, x)
     return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
 
 
@@ -50,22 +51,22 @@ def every_time_anew(self, times):
     return lambda x, t, labels: self(x, x.new_full((1,), t), labels)
 
 
-dit_linear, attention = dit.linear, F.scaled_dot_product_attention
-TAKEN_AWAY = {
+fused_linear, attention = dit.linear, F.scaled_dot_product_attention
+REMOVED = {
     "(nothing)": [],
     "bias and GELU inside oneDNN's product": [(dit, "linear", plain_linear)],
     "GELU by erf, not by tanh": [(dit, "linear", tanh_linear)],
     "modulation inside the norm": [(dit, "modulate", modulate_apart)],
-    "the modulations of all times at once": [(dit.DiT, "along", every_time_anew)],
+    "the modulations of all times at once": [(dit.DiT, "with_cached_modulations", every_time_anew)],
     "QK-norm by F.normalize, not F.rms_norm": [(dit.F, "normalize", rms_norm)],
     "rotation by one roll, not by halves": [(dit, "rotate", rotate_by_halves)],
     "query heads folded into the sequence": [(dit.F, "scaled_dot_product_attention", attention_by_heads)],
-    "ten digits at a time": [(generate, "CHUNK", 100)],
+    "ten digits at a time": [(sampling, "CPU_BATCH", 100)],
 }
 
 
 def milliseconds(function: Callable) -> float:
-    function()  # the way before this one has left its own data in the caches
+    function()  # warm the caches
     started = time.perf_counter()
     function()
     return 1e3 * (time.perf_counter() - started)
@@ -74,10 +75,10 @@ def milliseconds(function: Callable) -> float:
 def main() -> int:
     print(machine(pick("cpu")))
     fast, exact = weights.load().network, weights.load(dtype=torch.float32).network
-    ways = {name: (fast, 2, patches) for name, patches in TAKEN_AWAY.items()}
+    ways = {name: (fast, 2, patches) for name, patches in REMOVED.items()}
     ways |= {"bfloat16": (exact, 2, []), "the second thread": (fast, 1, [])}
     best = defaultdict(lambda: float("inf"))
-    for round in range(ROUNDS):  # the ways in turn, so that a slow minute of the machine hits all of them
+    for round in range(ROUNDS):  # in turn, so that a slow minute of the machine affects all of them
         for name, (network, threads, patches) in ways.items():
             torch.set_num_threads(threads)
             with ExitStack() as stack:
@@ -88,10 +89,12 @@ def main() -> int:
                         continue
                     labels = torch.arange(digits) % 10
                     taken = milliseconds(
-                        lambda labels=labels, network=network: list(generate.draw(network, labels, 0, STEPS, 1.0))
+                        lambda labels=labels, network=network: list(
+                            sampling.draw(network, labels, 0, SamplingConfig(STEPS))
+                        )
                     )
                     best[name, digits] = min(best[name, digits], taken / STEPS)
-    print("| taken away alone | one digit, ms a step | ten digits | fifty digits |\n|---|---:|---:|---:|")
+    print("| removed | one digit, ms a step | ten digits | fifty digits |\n|---|---:|---:|---:|")
     for name in ways:
         cells = " | ".join(
             f"{best[name, digits]:.2f} ({best[name, digits] / best['(nothing)', digits] - 1:+.0%})"

@@ -1,4 +1,4 @@
-"""Command: how long a visitor waits, seen from the browser, and where the time goes. `python -m tests.latency`"""
+"""How long a visitor waits, measured in the browser, and why. `python -m tests.benchmark.latency`"""
 
 import re
 import statistics
@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from model.benchmark import machine
 from model.device import pick
+from model.speed import machine
 from tests.server import ROOT, browser, serve
 
 STAGES = """
@@ -51,9 +51,7 @@ def main() -> int:
             page.goto(url)
             page.wait_for_selector(".digit img")
             opened = time.perf_counter() - started
-            print(
-                f"From `python app.py` to the page being served: {served:.1f} s; to the digit in the browser: {opened:.1f} s."
-            )
+            print(f"From `python app.py` to the page: {served:.1f} s; to the digit in the browser: {opened:.1f} s.")
             page.goto(f"{url}/?digit=0&steps=8")
             page.wait_for_selector(".digit img")
             page.wait_for_timeout(2000)

@@ -1,4 +1,4 @@
-"""Command: the picture of the page that the README shows, and how it looks elsewhere. `python -m tests.screenshot`"""
+"""The screenshot in the README, and how the page looks elsewhere. `python -m tests.benchmark.screenshot`"""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from tests.server import ROOT, browser, serve
 
 VIEWS = {  # file: width, colour scheme, tab
-    ROOT / "tests/page.png": (1000, "light", "Draw"),
+    ROOT / "tests/page/page.png": (1000, "light", "Draw"),
     ROOT / "out/dark.png": (1000, "dark", "Draw"),
     ROOT / "out/phone.png": (375, "light", "Draw"),
     ROOT / "out/steps.png": (1000, "light", "Steps"),

@@ -1,0 +1,1 @@
+"""What the digits are worth: metrics, the real digits beside them, plots."""

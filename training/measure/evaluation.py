@@ -37,7 +37,7 @@ class Results:
         TemporaryFile(dir=path.parent).close()
 
     def read(self) -> dict:
-        """The file's content without rows of other samples; raises ValueError for a file that belongs to other weights."""
+        """The file's content without rows of other samples; raises ValueError for a file of other weights."""
         kept = weights.read_json(self.path)
         if kept.get("sha256", {}).get(weights.TENSORS, self.samples.sha256) != self.samples.sha256:
             raise ValueError(f"{self.path} belongs to other weights than those measured; choose another --out")
@@ -74,7 +74,7 @@ def rounded(row: dict) -> dict:
 
 
 class Evaluation:
-    """Measures one set of samples. A row's `settings` determine its figures: two rows with the same settings are one."""
+    """Measures one set of samples. Its `settings` determine the figures of a row, so no row is measured twice."""
 
     def __init__(
         self,
@@ -170,7 +170,8 @@ class Evaluation:
         self.row("cas", measure, count=count)
 
     def run(self, parts: list[str], count: int | None = None, fresh_headline: bool = False) -> None:
-        """Measure these of `PARTS`, in that order; `count` digits each, by default as many as the device draws in reasonable time."""
+        """Measure these of `PARTS`, in that order; `count` digits each, by default as many as the device draws in
+        reasonable time."""
         where = "cuda" if self.reference.device.type == "cuda" else "other"
         for part in parts:
             if part == "headline":

@@ -1,6 +1,7 @@
-"""The feature extractor: a small digit classifier whose 128 intermediate features are what sets of digits are compared in.
+"""The feature extractor: a small digit classifier, in whose features sets of digits are compared.
 
-Command: train it on real MNIST. `python -m training.measure.extractor`. It only measures; the generator never trains on it.
+Command: train it on real MNIST. `python -m training.measure.extractor`. It only measures; the generator never trains on
+it.
 """
 
 import argparse
@@ -32,10 +33,11 @@ def convolution(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class Extractor(nn.Module):
-    """Six convolutions at three scales and a linear head; the features are the spatial means of the fourth's 128 channels.
+    """Six convolutions at three scales and a linear head; the features are the spatial means of the fourth's 128
+    channels.
 
-    Later layers are unsuitable: a trained classifier collapses each class onto a point (Papyan et al., arXiv 2008.08186).
-    After the sixth convolution 8 % of the variance lies within classes, after the fourth 30 %.
+    Later layers are unsuitable: a trained classifier collapses each class onto a point (Papyan et al., arXiv
+    2008.08186). After the sixth convolution 8 % of the variance lies within classes, after the fourth 30 %.
     """
 
     num_features = 128  # read by torchmetrics
@@ -102,7 +104,8 @@ def fit(
 
 @torch.inference_mode()
 def extract(extractor: Extractor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features float32 `[N, 128]` and predicted classes int64 `[N]` of pixels uint8 `[N, 28, 28]`, on the extractor's device."""
+    """Features float32 `[N, 128]` and predicted classes int64 `[N]` of pixels uint8 `[N, 28, 28]`, on the extractor's
+    device."""
     device = next(extractor.parameters()).device
     chunks = tqdm(pixels.split(CHUNK), desc="features", unit="chunk", leave=False, dynamic_ncols=True)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same figures on every device

@@ -1,7 +1,7 @@
 """Metrics of a set of digits, as functions of features `[N, 128]` or pixels uint8 `[N, 28, 28]`.
 
-FD and KID are computed by torchmetrics. Precision and recall follow Kynkäänniemi et al. (arXiv 1904.06991, §3), density and
-coverage Naeem et al. (arXiv 2002.09797, §3). Near copies are a nearest-neighbour test in pixel space.
+FD and KID are computed by torchmetrics. Precision and recall follow Kynkäänniemi et al. (arXiv 1904.06991, §3), density
+and coverage Naeem et al. (arXiv 2002.09797, §3). Near copies are a nearest-neighbour test in pixel space.
 """
 
 import warnings
@@ -31,14 +31,14 @@ def distance_between(metric, drawn: torch.Tensor, real: torch.Tensor):
 
 
 def frechet(drawn: torch.Tensor, real: torch.Tensor) -> float:
-    """Fréchet distance, squared as in FID, between the Gaussians of two sets (Heusel et al., arXiv 1706.08500, eq. 6)."""
+    """Fréchet distance, squared as in FID, of two sets as Gaussians (Heusel et al., arXiv 1706.08500, eq. 6)."""
     from torchmetrics.image.fid import FrechetInceptionDistance  # needed only to measure
 
     return distance_between(FrechetInceptionDistance(feature=Precomputed(drawn.shape[1])), drawn, real).item()
 
 
 def kid(drawn: torch.Tensor, real: torch.Tensor) -> float:
-    """Kernel Inception distance, the mean over 100 subsets of at most 1,000 (Bińkowski et al., arXiv 1801.01401, §4)."""
+    """Kernel Inception distance, mean over 100 subsets of at most 1,000 (Bińkowski et al., arXiv 1801.01401, §4)."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     subset = min(KID_SUBSET, len(drawn), len(real))
@@ -57,11 +57,12 @@ def radii(points: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def prdc(drawn: torch.Tensor, real: torch.Tensor, k: int = NEIGHBOURS) -> dict[str, float]:
-    """Precision, recall, density and coverage of `drawn` `[M, d]` against `real` `[N, d]`, from balls to the k-th neighbour.
+    """Precision, recall, density and coverage of `drawn` `[M, d]` against `real` `[N, d]`, from balls to the k-th
+    neighbour.
 
-    precision: share of drawn points inside a real ball · density: mean number of real balls around a drawn point, over k ·
-    coverage: share of real balls with a drawn point inside · recall: share of real points inside a drawn ball.
-    A single outlier with a wide ball inflates precision or recall, hence the other two (Naeem et al., §2).
+    precision: share of drawn points inside a real ball · density: mean number of real balls around a drawn point, over
+    k · coverage: share of real balls with a drawn point inside · recall: share of real points inside a drawn ball. A
+    single outlier with a wide ball inflates precision or recall, hence the other two (Naeem et al., §2).
     """
     drawn_radii = radii(drawn, k)
     balls_around = torch.zeros(len(drawn), device=drawn.device)  # each drawn point
@@ -81,7 +82,7 @@ def prdc(drawn: torch.Tensor, real: torch.Tensor, k: int = NEIGHBOURS) -> dict[s
 
 
 def nearest(pixels: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Euclidean distance `[N]` (white is 1) of each image to its nearest training image, and that image's index `[N]`."""
+    """Euclidean distance `[N]` (white is 1) of each image to its nearest training image, and its index `[N]`."""
     images, training = (x.flatten(1).float() / 255 for x in (pixels, training))
     squares = training.square().sum(1)
     found = []
@@ -96,10 +97,11 @@ def nearest(pixels: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def copies(drawn: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
-    """Share of near copies, from nearest-neighbour distances to the training set of drawn `[M]` and real test images `[N]`.
+    """Share of near copies, from nearest-neighbour distances to the training set of drawn `[M]` and real test images
+    `[N]`.
 
-    A near copy is closer than 1 % of the real test images are. For comparison `real_share`: each half of the real ones (every
-    other image) under the limit of the other half.
+    A near copy is closer than 1 % of the real test images are. For comparison `real_share`: each half of the real ones
+    (every other image) under the limit of the other half.
     """
     first, second = real[::2], real[1::2]
     held_out = torch.cat([first < second.quantile(0.01), second < first.quantile(0.01)])
@@ -109,7 +111,7 @@ def copies(drawn: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
 
 
 def blank_error(pixels: torch.Tensor, level: int) -> dict[str, float]:
-    """How even black (`level` 0) or white (255) images are: mean, standard deviation and worst pixel, in levels of 255."""
+    """How even black (`level` 0) or white (255) images are: mean, spread (std) and worst pixel, of 255."""
     values = pixels.float()
     worst = (values - level).abs().max().item()
     return {"count": len(pixels), "mean": values.mean().item(), "spread": values.std().item(), "worst": worst}

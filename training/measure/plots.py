@@ -42,7 +42,8 @@ def growth(path: Path, previews: list[Path], seconds: float = 6.0) -> None:
 
 
 def loss_curve(path: Path, rows: list[dict]) -> None:
-    """The loss over the images seen: every line of metrics.jsonl, and a centred moving average over a twentieth of the run."""
+    """The loss over the images seen: every line of metrics.jsonl, and a centred moving average over a twentieth of the
+    run."""
     import matplotlib.pyplot as plt
 
     seen = torch.tensor([row["images"] for row in rows], dtype=torch.float64)
@@ -70,7 +71,8 @@ def loss_curve(path: Path, rows: list[dict]) -> None:
 def neighbours(
     path: Path, pixels: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, nearest: torch.Tensor
 ) -> None:
-    """The two drawn digits of each class nearest to the training set, each above its nearest training image, with the distance."""
+    """The two drawn digits of each class nearest to the training set, each above its nearest training image, with the
+    distance."""
     import matplotlib.pyplot as plt  # needed only to measure
 
     figure, grid = plt.subplots(2, 10, figsize=(10, 5), dpi=150, layout="constrained")
@@ -82,7 +84,7 @@ def neighbours(
             axis.set_title(f"{distance[i]:.2f}", fontsize=9, color=INK)
     for axis in grid.flat:
         axis.axis("off")
-    title = "The two drawn digits of each class nearest to the training set, each above its nearest training image, and their distance"
+    title = "The two drawn digits of each class nearest to the training set, each above its nearest training image"
     figure.suptitle(title, fontsize=10, color=INK)
     write(figure, path)
 

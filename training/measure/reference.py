@@ -10,7 +10,7 @@ CAS_STEPS = 2350  # of 128 digits: five passes over 60,000
 
 
 class Reference:
-    """Features of the real training and test digits, computed once, and the metrics of any set of digits beside theirs."""
+    """Features of the real training and test digits, and the metrics of any set of digits beside theirs."""
 
     def __init__(self, device: torch.device, data_root: str):
         self.device = device
@@ -56,8 +56,8 @@ class Reference:
         return self.real_metrics[count]
 
     def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
-        """Classification accuracy score (Ravuri & Vinyals, arXiv 1905.10887): the accuracy on the real test set of a classifier
-        trained on these digits `[N, 28, 28]` only, and of one trained on as many real training digits."""
+        """Classification accuracy score (Ravuri & Vinyals, arXiv 1905.10887): the accuracy on the real test set of a
+        classifier trained on these digits `[N, 28, 28]` only, and of one trained on as many real training digits."""
         scores = []
         for taught in ((pixels, labels), (self.train[: len(pixels)], self.train_labels[: len(pixels)])):
             classifier = extractor.fit(*taught, CAS_STEPS, self.device)

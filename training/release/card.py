@@ -117,7 +117,8 @@ def results(metrics: dict) -> str:
     settings, real, accuracy = row["settings"], row["real"], row["extractor_accuracy"]
     drawing = f"{settings['count']:,} digits"
     if settings["steps"]:
-        drawing += f", {settings['steps']} steps ({settings['sampler']}), guidance {settings['guidance']:g}, seed {settings['seed']}"
+        drawing += f", {settings['steps']} steps ({settings['sampler']}), guidance {settings['guidance']:g}"
+        drawing += f", seed {settings['seed']}"
     text = f"""## Results
 
 {results_table(metrics)}
@@ -126,9 +127,9 @@ Measured on {drawing}, with labels in the proportions of the training set. The c
 measured the same way against the training set (for the distance to the test set: as many training digits).
 
 - **FD** is the Fréchet distance between 128 features of a small classifier that ships with the code
-  (`extractor.safetensors`, sha256 `{settings["extractor"][:12]}`, {accuracy:.2%} accurate on the real test set). It is not the
-  Inception FID and cannot be compared with figures in other features. The **floor** is the distance of the real test digits;
-  {settings["count"]:,} digits out of the training set itself are at {real["fd_train_subset"]:.3f}.
+  (`extractor.safetensors`, sha256 `{settings["extractor"][:12]}`, {accuracy:.2%} accurate on the real test set).
+  It is not the Inception FID and cannot be compared with figures in other features. The **floor** is the distance of
+  the real test digits; {settings["count"]:,} digits of the training set itself are at {real["fd_train_subset"]:.3f}.
 - **Precision, recall, density and coverage** use balls to the fifth nearest neighbour.
 - **Class accuracy** is how often that classifier predicts the requested class. A value above that of real digits means
   that the network draws unambiguous digits more often than people write them.
@@ -136,7 +137,8 @@ measured the same way against the training set (for the distance to the test set
 """
     if cas := cas_of(metrics):
         taught = f"{cas['settings']['count']:,}"
-        text += f"- **CAS** is the accuracy on the real test set of a classifier trained on {taught} drawn digits only, or on as many real ones.\n"
+        text += "- **CAS** is the accuracy on the real test set of a classifier trained only on drawn digits, "
+        text += f"or only on real ones: {taught} of them.\n"
     if row["blank"]:
         levels = "; ".join(
             f"{name}: mean {flat['mean']:.2f}, standard deviation {flat['spread']:.2f}"
@@ -150,14 +152,18 @@ def training(metrics: dict, parameters: int) -> str:
     record = metrics.get("training")
     text = f"""## Training
 
-A Diffusion Transformer with separate streams for image and class, {parameters / 1e6:.1f} million parameters, trained with rectified flow."""
+A Diffusion Transformer with separate streams for image and class and {parameters / 1e6:.1f} million parameters,
+trained with rectified flow."""
     return f"{text}\n{recipe(record)}" if record else text
 
 
 def recipe(record: dict) -> str:
     """A training record in words with its command, after the one it was initialized from, if any."""
-    text = f"""{record["epochs"]:g} passes over {record["data"]} ({record["images"]:,} images) in batches of {record["batch"]},
-peak learning rate {record["lr"]:g}: {record["hours"]:g} hours on {record["device"]}, torch {record["torch"]}, commit `{record["commit"]}`.
+    hours = record["hours"]
+    taken = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    text = f"""{record["epochs"]:g} passes over {record["data"]} ({record["images"]:,} images) in batches of
+{record["batch"]}, peak learning rate {record["lr"]:g}: {taken} on {record["device"]}, torch {record["torch"]},
+commit `{record["commit"]}`.
 
 ```sh
 {record["command"]}
@@ -170,7 +176,8 @@ peak learning rate {record["lr"]:g}: {record["hours"]:g} hours on {record["devic
 
 
 def is_default(command: str) -> bool:
-    """Whether a recorded command, of this or an earlier version of the trainer, is the default recipe with its flags spelled out."""
+    """Whether a recorded command, of this or an earlier version of the trainer, is the default recipe with its flags
+    spelled out."""
     parser = argparse.ArgumentParser()
     add_options(parser)
     words = shlex.split(command)[3:]
@@ -180,7 +187,7 @@ def is_default(command: str) -> bool:
 LIMITS = """## Limitations
 
 It draws 28 × 28 grey digits like those of MNIST, and nothing else: the handwriting of American census employees and
-high-school students around 1990. Some samples are not a clear digit, or not the one asked for; the class accuracy says how many.
+high-school students around 1990. Some samples are not a clear digit, or not the one asked for: see the class accuracy.
 The metrics judge sets of digits, not single ones, and only through one small classifier.
 
 ## License
@@ -189,7 +196,8 @@ MIT."""
 
 
 def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
-    """The card of a folder of weights that is, or will be, the Hub repository `repo`; `code` is the address to clone the code from.
+    """The card of a folder of weights that is, or will be, the Hub repository `repo`; `code` is the address to clone
+    the code from.
 
     Raises ValueError or OSError, in one sentence, for a folder without valid weights.
     """

@@ -1,7 +1,7 @@
 """Publishing: stage the files in a folder of their own, check them there, send them as one commit.
 
-Staging means that a run which is still writing cannot change what was checked, and that no other file can slip in. A failed
-upload leaves the branch on the Hub as it was.
+Staging means that a run which is still writing cannot change what was checked, and that no other file can slip in. A
+failed upload leaves the branch on the Hub as it was.
 """
 
 import shutil
@@ -49,7 +49,8 @@ def stage(source: Path, patterns: tuple[str, ...], to: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Raise ValueError or OSError for weights not fit to publish: damaged, with another's metrics, or drawing non-finite images."""
+    """Raise ValueError or OSError for weights not fit to publish: damaged, with another's metrics, or drawing
+    non-finite images."""
     loaded = weights.read(folder)
     metrics = loaded.metrics
     if not {weights.CONFIG, weights.TENSORS} <= set(metrics.get("sha256", ())):
@@ -99,7 +100,8 @@ def space_card(repo: str, commit: str, files: list[str], hardware: str) -> str:
         license="mit",
         suggested_hardware=hardware,
     )
-    text = f"Handwritten digits, drawn with [{repo}](https://huggingface.co/{repo}) by a class-conditional Diffusion Transformer."
+    link = f"[{repo}](https://huggingface.co/{repo})"
+    text = f"Handwritten digits, drawn with {link} by a class-conditional Diffusion Transformer."
     return f"---\n{front.to_yaml()}\n---\n\n# {front.title}\n\n{text}\n"
 
 
@@ -114,7 +116,7 @@ def is_there(repo: str, kind: str, private: bool) -> bool:
     """Whether the repository exists; raises ValueError without a token, and for a public one that should be private."""
     if not get_token():
         raise ValueError(
-            f"there is no token; create one with write permission at {hub.TOKENS}, then `hf auth login`, or put it into HF_TOKEN"
+            f"there is no token; create one that may write at {hub.TOKENS}, then `hf auth login`, or set HF_TOKEN"
         )
     try:
         info = ask(HfApi().repo_info, repo, repo_type=kind, seconds=hub.DECISION_SECONDS)
@@ -141,9 +143,8 @@ def push(folder: Path, repo: str, kind: str, branch: str | None = None, pull_req
         create_pr=pull_request,
         seconds=UPLOAD_SECONDS,
     )
-    print(
-        f"{commit.pr_url or commit.repo_url}: {'nothing has changed since' if commit.oid == before else 'now at'} commit {commit.oid}"
-    )
+    news = "nothing has changed since" if commit.oid == before else "now at"
+    print(f"{commit.pr_url or commit.repo_url}: {news} commit {commit.oid}")
     return commit.oid
 
 

@@ -27,7 +27,7 @@ import gradio as gr
 import torch
 
 from model import check, sampling, weights
-from model.common import sentence_on_error
+from model.common import add_shared, sentence_on_error
 from model.device import pick
 from model.images import CLASSES, columns
 from model.page import html as pictures
@@ -102,11 +102,6 @@ class Studio:
 
     # ---- one checked call each; ValueError for a bad value
 
-    def config(self, steps=None, guidance=None) -> sampling.SamplingConfig:
-        """The sampling defaults of the weights, with what is asked for."""
-        asked = {"steps": steps, "guidance": guidance}
-        return replace(self.sampling, **{name: value for name, value in asked.items() if value is not None})
-
     def draw_one(self, digit, seed, config):
         return self.film(sampling.label(digit), sampling.check_seed(seed), config)
 
@@ -128,13 +123,13 @@ class Studio:
         """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255
         white."""
         with sentences():
-            return self.draw_one(digit, seed, self.config(steps, guidance)).digit.tolist()
+            return self.draw_one(digit, seed, self.sampling.updated(steps=steps, guidance=guidance)).digit.tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
         steps."""
         with sentences():
-            columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
+            columns = self.compare_steps(digit, seed, self.sampling.updated(guidance=guidance))
             return {str(count): pixels.tolist() for count, pixels, _ in columns}
 
     def sheet_api(
@@ -149,7 +144,9 @@ class Studio:
         seed + i."""
         with sentences():
             labels = self.labels(classes, count)
-            pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
+            pixels = torch.cat(
+                list(self.draw_sheet(labels, seed, self.sampling.updated(steps=steps, guidance=guidance)))
+            )
             return {"images": pixels.tolist(), "labels": labels.tolist()}
 
     # ---- the tabs
@@ -322,11 +319,8 @@ def build(studio: Studio) -> gr.Blocks:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python app.py", description="The page that draws digits, in the browser.")
-    parser.add_argument(
-        "--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)"
-    )
+    add_shared(parser, "--weights", "--device")
     parser.add_argument("--port", type=int, help="the port to serve on (default: the first free one from 7860)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument(
         "--strict-weights", action="store_true", help="refuse to start when the weights cannot be loaded"
     )

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from model import flow, images, weights
-from model.common import sentence_on_error
+from model.common import add_shared, sentence_on_error
 from model.device import pick
 from model.dit import DiT
 from model.sampling import SamplingConfig, draw
@@ -31,10 +31,7 @@ def plain(network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfi
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add_shared(parser, "--weights", "--device")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         device = pick(options.device)

@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from model import check, images, weights
-from model.common import replacing, sentence_on_error
+from model.common import add_shared, replacing, sentence_on_error
 from model.device import pick
 from model.sampling import check_seed, draw, parse_labels
 
@@ -18,16 +17,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.generate", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--labels", default="0-9", help="7, 0-9, 3,5,black, or mnist for the training histogram (default 0-9)")
-    add("--count", type=int, default=100, help="number of digits (default 100)")
-    add("--steps", type=int, help="steps of the sampler, 1 to 50 (default: that of the weights)")
-    add("--guidance", type=float, help="guidance scale, 0 to 5 (default: that of the weights)")
-    add("--seed", type=int, default=0, help="seed of the first digit; each next one has the next seed (default 0)")
-    add("--out", type=Path, default=Path("digits.png"), help="a .png sheet or a .npz data set (default digits.png)")
-    add("--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)")
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    add("--dtype", choices=DTYPES, help="dtype of the network (default: bfloat16 where the hardware has it)")
+    parser.add_argument("--labels", default="0-9", help="7, 0-9, 3,5,black or mnist, its histogram (default 0-9)")
+    parser.add_argument("--count", type=int, default=100, help="number of digits (default 100)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("digits.png"), help=".png sheet or .npz data set (default digits.png)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the network (default: bfloat16 where in hardware)")
+    add_shared(parser, "--weights", "--steps", "--guidance", "--seed", "--device")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         if options.out.suffix not in (".png", ".npz"):
@@ -35,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         count = check.whole("count", options.count, 1, 1_000_000)
         labels, seed = parse_labels(options.labels, count, options.seed), check_seed(options.seed, count)
         loaded = weights.load(options.weights, pick(options.device), DTYPES.get(options.dtype))
-        asked = {"steps": options.steps, "guidance": options.guidance}
-        sampling = replace(loaded.sampling, **{name: value for name, value in asked.items() if value is not None})
+        sampling = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
         with replacing(options.out) as new:
             new.touch()  # fail now, not after the work, if the folder cannot be written
             batches, bar = [], tqdm(total=count, unit="digit", dynamic_ncols=True)

@@ -24,11 +24,8 @@ from huggingface_hub.utils import parse_ratelimit_headers
 DECISION_SECONDS = 6.0  # for the commit and a first small file; a slower Hub counts as unreachable
 DOWNLOAD_SECONDS = 300.0  # for all files
 
-NOT_THERE = (
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    RemoteEntryNotFoundError,
-)  # the Hub's answer, no network fault
+# Answers of the Hub rather than faults of the network.
+NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)
 # RuntimeError is raised by Xet and by uploads in several threads.
 CLIENT_ERRORS = (HTTPError, OSError, RevisionResolutionError, json.JSONDecodeError, RuntimeError)
 
@@ -40,6 +37,12 @@ ADVICE = {
     "or subscribe to PRO",
     403: f"the token has no permission for it; create one that may write at {TOKENS} and log in with `hf auth login`",
     404: "there is no such repository, or it is private; check the name, or log in with `hf auth login`",
+}
+ANSWERS = {
+    GatedRepoError: "its owner gives access on request; ask on its page, then log in with `hf auth login`",
+    RevisionNotFoundError: "the repository is there, but has no such revision; its page lists branches and commits",
+    RemoteEntryNotFoundError: "it holds no {file}, so it does not hold weights of this network; check the name",
+    RepositoryNotFoundError: ADVICE[404],
 }
 
 
@@ -128,9 +131,7 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, HfHubHTTPError):
             return answer(cause)
     if any(isinstance(cause, json.JSONDecodeError) for cause in causes):
-        return (
-            f"{constants.ENDPOINT} does not answer as the Hub does; check the network (a login page?) and HF_ENDPOINT"
-        )
+        return f"{constants.ENDPOINT} does not answer as the Hub does; check the network and HF_ENDPOINT"
     if any(isinstance(cause, HTTPError | ConnectionError | TimeoutError) for cause in causes):
         return f"no connection to {constants.ENDPOINT} ({causes[-1]}); check the network and try again"
     return str(error)
@@ -139,20 +140,12 @@ def reason(error: BaseException) -> str:
 def answer(error: HfHubHTTPError) -> str:
     """What an error response of the Hub means, and what to do."""
     response = error.response
-    if isinstance(error, GatedRepoError):
-        return "its owner gives access on request; ask on its page, then log in with `hf auth login`"
-    if isinstance(error, RevisionNotFoundError):
-        return "the repository is there, but has no such revision; its page lists branches and commits"
-    if isinstance(error, RemoteEntryNotFoundError):
-        name = response.url.path.rpartition("/")[2]
-        return f"it holds no {name}, so it does not hold weights of this network; check the name"
-    if isinstance(error, RepositoryNotFoundError):
-        return ADVICE[404]
+    for kind, advice in ANSWERS.items():
+        if isinstance(error, kind):
+            return advice.format(file=response.url.path.rpartition("/")[2])
     if response.status_code == 429:
         limit = parse_ratelimit_headers(response.headers)
         seconds = response.headers.get("Retry-After") or (limit and limit.reset_in_seconds)
         return f"too many requests; try again {f'in {seconds} seconds' if seconds else 'later'}"
-    if response.status_code in ADVICE:
-        return ADVICE[response.status_code]
     said = f" ({error.server_message})" if error.server_message else ""
-    return f"the Hub answers {response.status_code}{said}; try again later"
+    return ADVICE.get(response.status_code, f"the Hub answers {response.status_code}{said}; try again later")

@@ -33,6 +33,10 @@ class SamplingConfig:
         object.__setattr__(self, "guidance", check.number("guidance", self.guidance, 0, MAX_GUIDANCE))
         object.__setattr__(self, "time_shift", check.number("time_shift", self.time_shift, 1e-3, 1e3))
 
+    def updated(self, **asked) -> "SamplingConfig":
+        """The same with whatever is asked for; None stands for no wish."""
+        return replace(self, **{name: value for name, value in asked.items() if value is not None})
+
 
 def check_seed(seed, count: int = 1) -> int:
     """The seed of the first of `count` digits; raises ValueError where the last one's would exceed 2³¹ − 1."""

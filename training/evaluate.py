@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model import check, weights
-from model.common import sentence_on_error
+from model.common import add_shared, sentence_on_error
 from model.device import pick
 from model.sampling import SamplingConfig, check_seed
 from training.measure.evaluation import MOST, PARTS, SWEEPS, Evaluation, Results, drawing_of
@@ -37,27 +37,19 @@ def parts_of(options: argparse.Namespace) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--weights", help="a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)"
-    )
+    add_shared(what, "--weights")
     what.add_argument(
         "--samples", type=Path, help="an .npz of images uint8 [N, 28, 28] and labels [N] to measure instead"
     )
     parser.add_argument(
         "--count", type=int, help=f"digits per row, {FEWEST} to {MOST} (default: {MOST}; on a CPU, sweeps 2000)"
     )
-    parser.add_argument("--steps", type=int, help="steps of the sampler, 1 to 50 (default: that of the weights)")
-    parser.add_argument("--guidance", type=float, help="guidance scale, 0 to 5 (default: that of the weights)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first digit; each next one has the next seed (default 0)"
-    )
     parser.add_argument("--full", action="store_true", help="also CAS and the sweeps; saved rows are kept")
     parser.add_argument("--only", metavar="PARTS", help=f"just these of {','.join(PARTS)}; saved rows are kept")
     parser.add_argument(
         "--out", type=Path, help="folder of metrics.json and the pictures (default: beside what is measured, else out/)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    parser.add_argument("--data-root", default="data", help="folder of the data sets (default data)")
+    add_shared(parser, "--steps", "--guidance", "--seed", "--device", "--data-root")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         for name in ("torchmetrics", "matplotlib"):
@@ -66,12 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         parts, device = parts_of(options), pick(options.device)
         count = check.whole("count", MOST if options.count is None else options.count, FEWEST, MOST)
         seed = check_seed(options.seed, count)
-        changed = {"steps": options.steps, "guidance": options.guidance}
-        changed = {name: value for name, value in changed.items() if value is not None}
-        SamplingConfig(**changed)
+        SamplingConfig().updated(steps=options.steps, guidance=options.guidance)  # fail before anything is loaded
         samples = FileSamples(options.samples) if options.samples else GeneratedSamples(options.weights, device)
         results = Results((options.out or samples.folder or Path("out")) / weights.METRICS, samples)
-        drawing = drawing_of(samples, count, seed, **changed)
+        drawing = drawing_of(samples, count, seed, steps=options.steps, guidance=options.guidance)
         command = " ".join(["python -m training.evaluate", *(sys.argv[1:] if argv is None else argv)])
         try:
             evaluation = Evaluation(samples, Reference(device, options.data_root), results, drawing, command)

@@ -182,8 +182,8 @@ class Evaluation:
                 self.sweep(part, count or SWEEP_COUNT[where])
 
 
-def drawing_of(samples: GeneratedSamples | FileSamples, count: int, seed: int = 0, **changed) -> dict:
-    """The settings of a drawing: the sampling defaults of the weights with what is `changed`; None each for a file."""
-    known = samples.sampling is not None
-    sampling = {**asdict(samples.sampling), **changed} if known else dict.fromkeys(("steps", "guidance", "time_shift"))
+def drawing_of(samples: GeneratedSamples | FileSamples, count: int, seed: int = 0, **asked) -> dict:
+    """The settings of a drawing: the sampling defaults of the weights with what is asked for; None each for a file."""
+    none = dict.fromkeys(("steps", "guidance", "time_shift"))
+    sampling = asdict(samples.sampling.updated(**asked)) if samples.sampling else none
     return {"count": count, "seed": seed, **sampling}

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from model import check
-from model.common import git_commit, replacing, sentence_on_error, sha256
+from model.common import add_shared, git_commit, replacing, sentence_on_error, sha256
 from model.device import described, has_bfloat16, pick
 from training import data
 
@@ -154,8 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=PATH, help="the file to write (default training/measure/extractor.safetensors)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    parser.add_argument("--data-root", default="data", help="folder of the data sets (default data)")
+    add_shared(parser, "--device", "--data-root")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         device, started = pick(options.device), time.monotonic()

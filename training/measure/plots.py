@@ -1,5 +1,7 @@
 """Pictures of a run and of an evaluation: previews, loss, samples, nearest neighbours, sweeps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +17,14 @@ PANELS = (  # metric, title, direction, whether it is a share
     ("accuracy", "class accuracy", "higher is better", True),
 )
 TICKS = {"steps": (1, 2, 4, 8, 16, 32), "guidance": (0, 0.5, 1, 1.5, 2), "time_shift": (1, 2, 3, 4)}
+STYLE = {
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9.5,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
 BLUES = ("#a9c7ee", "#6ea0dd", "#3f7fcd", BLUE, "#0f3a7a")  # darker for more steps
 
 
@@ -41,52 +51,46 @@ def growth(path: Path, previews: list[Path], seconds: float = 6.0) -> None:
         )
 
 
-def loss_curve(path: Path, rows: list[dict]) -> None:
-    """The loss over the images seen: every line of metrics.jsonl, and a centred moving average over a twentieth of the
-    run."""
-    import matplotlib.pyplot as plt
+def moving_average(loss: torch.Tensor, half: int) -> torch.Tensor:
+    """The centred mean over `half` values on either side, for all but the last `half` values.
 
+    At the start, where the loss falls steeply, the window is narrower: an eighth of the values so far on either side.
+    """
+    reach = [min(half, i // 8) for i in range(len(loss) - half)]
+    return torch.stack([loss[i - n : i + n + 1].mean() for i, n in enumerate(reach)])
+
+
+def loss_curve(path: Path, rows: list[dict]) -> None:
+    """The loss over the images seen: every line of metrics.jsonl, and a moving average over a fortieth of the run."""
     seen = torch.tensor([row["images"] for row in rows], dtype=torch.float64)
     loss = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
-    half = max(1, len(rows) // 40)
-    # At both ends the window shrinks to what lies symmetrically around the point, so that the line does not lag.
-    reach = [min(half, i, len(loss) - 1 - i) for i in range(len(loss))]
-    mean = [loss[i - n : i + n + 1].mean().item() for i, n in enumerate(reach)]
-    figure, axis = plt.subplots(figsize=(7, 3.5), dpi=150, layout="constrained")
-    axis.plot(seen, loss, color=PALE, linewidth=0.6, alpha=0.6)
-    axis.plot(seen, mean, color=BLUE, linewidth=1.8)
-    axis.set(xlabel="images seen", ylabel="loss", yscale="log", xlim=0)
+    mean = moving_average(loss, half=len(rows) // 80)
     settled = loss[len(loss) // 20 :]
-    axis.set_ylim(0.98 * settled.min().item(), min(loss.max().item(), 2 * settled.median().item()) * 1.02)
-    axis.yaxis.set_major_formatter("{x:.3g}")
-    axis.yaxis.set_minor_formatter("{x:.3g}")
-    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
-    axis.grid(color="#eeeeee", which="both")
-    axis.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as new:
-        figure.savefig(new)
-    plt.close(figure)
+    with plot(path, size=(7, 3.5)) as (_, axis):
+        axis.plot(seen, loss, color=PALE, linewidth=0.6, alpha=0.6)
+        axis.plot(seen[: len(mean)], mean, color=BLUE, linewidth=1.8)
+        axis.set(xlabel="images seen", ylabel="loss", yscale="log", xlim=0)
+        axis.set_ylim(0.98 * settled.min().item(), min(loss.max().item(), 2 * settled.median().item()) * 1.02)
+        axis.yaxis.set_major_formatter("{x:.3g}")
+        axis.yaxis.set_minor_formatter("{x:.3g}")
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k" if x else "0")
+        axis.grid(color="#eeeeee", which="both")
 
 
 def neighbours(
     path: Path, pixels: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, nearest: torch.Tensor
 ) -> None:
-    """The two drawn digits of each class nearest to the training set, each above its nearest training image, with the
-    distance."""
-    import matplotlib.pyplot as plt  # needed only to measure
-
-    figure, grid = plt.subplots(2, 10, figsize=(10, 5), dpi=150, layout="constrained")
-    for label in range(10):
-        (of_class,) = (labels == label).nonzero(as_tuple=True)
-        for axis, i in zip(grid[:, label], of_class[distance[of_class].argsort()].tolist(), strict=False):
-            gap = pixels.new_full((1, images.SIZE), 128)
-            axis.imshow(torch.cat([pixels[i], gap, nearest[i]]).numpy(), cmap="gray", vmin=0, vmax=255)
-            axis.set_title(f"{distance[i]:.2f}", fontsize=9, color=INK)
-    for axis in grid.flat:
-        axis.axis("off")
-    title = "The two drawn digits of each class nearest to the training set, each above its nearest training image"
-    figure.suptitle(title, fontsize=10, color=INK)
-    write(figure, path)
+    """The two drawn digits of each class nearest to the training set, each above its nearest training image."""
+    with plot(path, rows=2, columns=10, size=(10, 5)) as (figure, grid):
+        for label in range(10):
+            (of_class,) = (labels == label).nonzero(as_tuple=True)
+            for axis, i in zip(grid[:, label], of_class[distance[of_class].argsort()].tolist(), strict=False):
+                gap = pixels.new_full((1, images.SIZE), 128)
+                axis.imshow(torch.cat([pixels[i], gap, nearest[i]]).numpy(), cmap="gray", vmin=0, vmax=255)
+                axis.set_title(f"{distance[i]:.2f}", fontsize=9)
+        for axis in grid.flat:
+            axis.axis("off")
+        figure.suptitle("The drawn digits nearest to the training set, each above its nearest training image")
 
 
 def sweep(path: Path, over: str, rows: list[dict]) -> None:
@@ -94,65 +98,49 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
 
     A dashed line marks the real test digits.
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter
-    from matplotlib.transforms import offset_copy
-
     settings, lines = rows[0]["settings"], {}
     for row in rows:
         lines.setdefault(row["settings"]["steps"] if over == "time_shift" else None, []).append(row)
     fixed = f"{settings['steps']} steps" if over == "guidance" else f"guidance {settings['guidance']:g}"
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.8), dpi=150, layout="constrained")
-    for axis, (name, title, better, share) in zip(axes, PANELS, strict=True):
-        real = rows[0]["real"][name]
-        axis.axhline(real, color=PALE, linestyle=(0, (5, 4)), linewidth=1.2)
-        beside = offset_copy(
-            axis.get_yaxis_transform(), figure, y=4 if share else -4, units="points"
-        )  # away from the curves
-        axis.text(0.02, real, "real digits", transform=beside, va="bottom" if share else "top", fontsize=9, color=PALE)
-        for (steps, line), colour in zip(lines.items(), BLUES if len(lines) > 1 else (BLUE,), strict=False):
-            points, values = [row["settings"][over] for row in line], [row["drawn"][name] for row in line]
-            axis.plot(
-                points,
-                values,
-                color=colour,
-                linewidth=2,
-                marker="o",
-                markersize=5,
-                clip_on=False,
-                label=f"{steps} steps",
-            )
-        axis.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
-        axis.set_title(better, loc="right", fontsize=9, color=PALE)
-        axis.set_xlabel(
-            f"{over.replace('_', ' ')}  ({fixed}, {settings['count']:,} digits a point)", fontsize=10, color=INK
-        )
-        if over == "steps":
-            axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_locator(FixedLocator(TICKS[over]))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter("{x:g}")
-        if share:
-            axis.set_ylim(top=1 + 0.06 * (1 - axis.get_ylim()[0]))
-            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        else:
-            axis.set_yscale("log")
-            bottom, top = axis.get_ylim()
-            axis.set_ylim(bottom=min(bottom, real * (real / top) ** 0.1))  # room for the label
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_major_formatter("{x:g}")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(colors=INK, labelsize=9)
-    if len(lines) > 1:
-        figure.set_figwidth(13)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, labelcolor=INK)
-    write(figure, path)
+    label = f"{over.replace('_', ' ')}  ({fixed}, {settings['count']:,} digits a point)"
+    with plot(path, columns=len(PANELS), size=(13 if len(lines) > 1 else 12, 3.8)) as (figure, axes):
+        for axis, (name, title, better, share) in zip(axes, PANELS, strict=True):
+            for (steps, line), colour in zip(lines.items(), BLUES if len(lines) > 1 else (BLUE,), strict=False):
+                points, values = [row["settings"][over] for row in line], [row["drawn"][name] for row in line]
+                style = {"color": colour, "linewidth": 2, "marker": "o", "markersize": 5, "clip_on": False}
+                axis.plot(points, values, label=f"{steps} steps", **style)
+            real = rows[0]["real"][name]
+            axis.axhline(real, color=PALE, linestyle=(0, (5, 4)), linewidth=1.2)
+            offset = {"xytext": (4, 4 if share else -4), "textcoords": "offset points"}
+            where = {"xycoords": axis.get_yaxis_transform(), "va": "bottom" if share else "top"}
+            axis.annotate("real digits", (0.02, real), fontsize=9, color=PALE, **where, **offset)
+            axis.set_title(title, loc="left", fontsize=12, fontweight="bold")
+            axis.set_title(better, loc="right", fontsize=9, color=PALE)
+            axis.set_xlabel(label)
+            if over == "steps":
+                axis.set_xscale("log", base=2)
+            axis.set_xticks(TICKS[over], map(str, TICKS[over]))
+            if share:
+                axis.set_ylim(top=1 + 0.06 * (1 - axis.get_ylim()[0]))
+                axis.yaxis.set_major_formatter("{x:.4g}")
+            else:
+                axis.set_yscale("log", subs=[2, 5])
+                bottom, top = axis.get_ylim()
+                axis.set_ylim(bottom=min(bottom, real * (real / top) ** 0.1))  # room for the label
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("{x:g}" if top / bottom < 1000 else "")
+        if len(lines) > 1:
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
 
 
-def write(figure, path: Path) -> None:
-    import matplotlib.pyplot as plt
+@contextmanager
+def plot(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.5)) -> Iterator[tuple]:
+    """A matplotlib figure and its axes, written to `path` when the block ends."""
+    import matplotlib.pyplot as plt  # needed only to measure
 
-    with replacing(path) as new:
-        figure.savefig(new, facecolor="white")
-    plt.close(figure)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size)
+        yield figure, axes
+        with replacing(path) as new:
+            figure.savefig(new)
+        plt.close(figure)

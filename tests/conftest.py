@@ -1,4 +1,5 @@
 import os
+import signal
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from model.sampling import SamplingConfig
 from tests.server import ROOT, browser, chromium_path, serve
 from training.measure.reference import Reference
 from training.train import main
+from training.trainer import Trainer
 
 SLOW = {"page", "hub", "recovery"}  # folders of tests with a browser, a network or processes of their own
 
@@ -95,8 +97,16 @@ TINY = {
     "compile": False,
     "log_every": 2,
     "warmup_steps": 2,
-    "lr": 1e-3,
 }
+
+
+def flags(options: dict) -> list[str]:
+    """The trainer's command-line flags for fields of its configuration."""
+    words = []
+    for name, value in options.items():
+        no, equals = ("" if value else "no-", "") if isinstance(value, bool) else ("", f"={value}")
+        words.append(f"--{no}{name.replace('_', '-')}{equals}")
+    return words
 
 
 def write_idx(path, array: torch.Tensor) -> None:
@@ -108,7 +118,7 @@ def write_idx(path, array: torch.Tensor) -> None:
 
 @pytest.fixture
 def root(tmp_path) -> str:
-    """A data set of 112 random images in the files that torchvision looks for; with the blanks it has four batches of 32."""
+    """A data set of 112 random images in the files that torchvision looks for; with the blanks, four batches of 32."""
     raw = tmp_path / "data/MNIST/raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
@@ -119,18 +129,25 @@ def root(tmp_path) -> str:
 
 @pytest.fixture
 def go(root, tmp_path, monkeypatch):
-    """Run the command in an empty folder, on a tiny network and data set; returns its status."""
+    """Run the training command in an empty folder and return its status.
+
+    A new run has a tiny network and data set. With `stop_after`, SIGTERM arrives at the end of that step.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def go(*arguments, **options):
-        flags = [
-            f"--{name.replace('_', '-')}={value}"
-            for name, value in {"data_root": root, **TINY, **options}.items()
-            if name != "compile"
-        ]
-        try:
-            return main([str(argument) for argument in arguments] + flags + ["--no-compile"])
-        except SystemExit as stop:
-            return stop.code
+    def go(*arguments, stop_after: int | None = None, **options):
+        def advance(self, advance=Trainer.advance):
+            norm = advance(self)
+            if self.step == stop_after:
+                signal.raise_signal(signal.SIGTERM)
+            return norm
+
+        tiny = {} if "--resume" in arguments else {"data_root": root, **TINY}
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "advance", advance)
+            try:
+                return main([*map(str, arguments), *flags({**tiny, **options})])
+            except SystemExit as stop:
+                return stop.code
 
     return go

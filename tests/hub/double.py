@@ -1,6 +1,6 @@
-"""A Hub on loopback: the part of its protocol that the unmodified client speaks to create, upload and download, and faults on request.
+"""A Hub on loopback: what the unmodified client needs to create, upload and download, with faults on request.
 
-Errors carry the headers of the real Hub (`X-Error-Code`, `X-Error-Message`), from which the client makes its exceptions.
+Errors carry the headers of the real Hub (`X-Error-Code`, `X-Error-Message`), which the client turns into exceptions.
 """
 
 import base64
@@ -23,7 +23,7 @@ NEEDED = {
 
 
 class Refusal(Exception):
-    """An answer that is no success."""
+    """An answer that is an error."""
 
     def __init__(self, status: int, message: str = "", code: str = "", **headers: str):
         self.status = status
@@ -72,12 +72,13 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What happens to the requests whose `METHOD path` matches; `times` of them, or all."""
+    """What happens to the first `times` requests whose `METHOD path` matches.
+
+    `action` is "hang", "cut" (close without an answer), "short" (cut in the middle of the body), or a refusal.
+    """
 
     pattern: str
-    action: (
-        str | Refusal
-    )  # "hang", "cut" (close without an answer), "short" (cut in the middle of the body), or a refusal
+    action: str | Refusal
     times: float = float("inf")
 
 
@@ -100,9 +101,17 @@ class Double:
         return self
 
     def __exit__(self, *error):
-        self.released.set()
+        self.reset()
         self.server.shutdown()
         self.server.server_close()
+
+    def reset(self) -> None:
+        """Remove everything, and let go of the requests that hang."""
+        self.faults = []
+        self.repositories.clear()
+        self.objects.clear()
+        released, self.released = self.released, threading.Event()
+        released.set()
 
     def model(self, name: str, files: dict[str, bytes], **about) -> Repository:
         """Put a model repository there, as if it had been published before."""
@@ -134,10 +143,11 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         wanted = f"{self.command} {unquote(self.route)}"
         self.double.log.append(wanted)
+        released = self.double.released
         fault = self.double.strike(wanted)
         self.cut_short = fault is not None and fault.action == "short"
         if fault and fault.action == "hang":
-            self.double.released.wait(120)
+            released.wait(120)
         if fault and fault.action in ("hang", "cut"):
             self.close_connection = True
             return

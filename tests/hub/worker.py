@@ -1,6 +1,6 @@
-"""A process that runs Python on request: `HF_ENDPOINT` and `HF_HOME` are read at import, and torch is imported once for many tests.
+"""A process that runs Python on request, as the client reads `HF_ENDPOINT` and `HF_HOME` when it is imported.
 
-Also the house that it runs in: a copy of this repository with small weights, and things beside them that must never leave.
+Also the folder it runs in: a copy of this repository with small weights, and files beside them that must never be sent.
 """
 
 import contextlib
@@ -11,10 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parent.parent.parent
 SECRET = "hf_PlantedWhereItMustNotBeSent"
@@ -27,18 +29,19 @@ PLANTED = (
     "model/.env",
     "model/.token.py",
     "model/token.txt",
-)
-PLANTED += (
     "model/__pycache__/a.pyc",
+    "model/page/.env",
+    "model/page/__pycache__/a.pyc",
     "weights/.env",
     "weights/token.json",
     "weights/.token.png",
     "weights/old/model.safetensors",
 )
+HANGS_AFTER = 300  # seconds; a job that takes longer never ends
 
 
 def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
-    """The variables of a process that talks to `endpoint` alone, with a cache of its own and a token that is valid nowhere else."""
+    """The variables of a process that talks to `endpoint` alone, with a cache of its own and a token of the double."""
     ours = re.compile("HF_|WEIGHTS$|PYTHONPATH$|.*PROXY$", re.IGNORECASE)
     return {name: value for name, value in os.environ.items() if not ours.match(name)} | {
         "HF_ENDPOINT": endpoint,
@@ -48,12 +51,13 @@ def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
+        "OMP_NUM_THREADS": "1",  # so small a network is slower in several threads
         **more,
     }
 
 
 def build(house: Path) -> Path:
-    """Fill the folder `house` with the code of this repository, small weights and what must never leave."""
+    """Fill the folder `house` with the code of this repository, small weights and files that must never be sent."""
     import torch
 
     from model import images
@@ -61,8 +65,7 @@ def build(house: Path) -> Path:
     for name in ("model", "training"):
         shutil.copytree(ROOT / name, house / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("app.py", "requirements.txt", "LICENSE", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copyfile(ROOT / name, house / name)
+        shutil.copyfile(ROOT / name, house / name)
     save_weights(house / "weights", 0)
     images.sheet(torch.zeros(1, 28, 28, dtype=torch.uint8), 1).save(house / "weights" / "samples.png")
     for name in PLANTED:
@@ -72,11 +75,12 @@ def build(house: Path) -> Path:
 
 
 def save_weights(folder: Path, seed: int, spoil=None) -> Path:
-    """A folder with small weights that nobody trained; `spoil(network)` may change them first."""
+    """A folder with small random weights and sampling defaults of its own; `spoil(network)` may change them first."""
     import torch
 
     from model import weights
     from model.dit import DiT
+    from model.sampling import SamplingConfig
 
     torch.manual_seed(seed)
     network = DiT(width=32, heads=2, depth=1)
@@ -84,18 +88,27 @@ def save_weights(folder: Path, seed: int, spoil=None) -> Path:
         torch.nn.init.normal_(parameter, std=0.2)
     if spoil:
         spoil(network)
-    weights.save(network.requires_grad_(False), folder, {})
+    sampling = SamplingConfig(steps=3, guidance=2.0, time_shift=1.5)
+    weights.save(network.requires_grad_(False), folder, sampling, {})
     return folder
 
 
 @dataclass
 class Outcome:
-    """What a piece of Python came to: its exit status, what it wrote, and how long it took."""
+    """The exit status of a piece of Python, and what it wrote."""
 
     status: int
     out: str
     err: str
-    seconds: float
+
+
+def assert_sentence(outcome: Outcome | subprocess.CompletedProcess, program: str, words: str) -> None:
+    """The command ended with status 2 and one line that holds `words`."""
+    status, err = (
+        (outcome.status, outcome.err) if isinstance(outcome, Outcome) else (outcome.returncode, outcome.stderr)
+    )
+    assert status == 2, outcome
+    assert re.fullmatch(rf"{re.escape(program)}: [^\n]*{re.escape(words)}[^\n]*\n", err), outcome
 
 
 class Worker:
@@ -113,18 +126,32 @@ class Worker:
         return self
 
     def __exit__(self, *error):
-        self.process.stdin.close()
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
-    def run(self, code: str, **variables: str) -> Outcome:
-        print(json.dumps({"code": code, "variables": variables}), file=self.process.stdin, flush=True)
-        return Outcome(**json.loads(self.process.stdout.readline()))
+    def run(self, code: str, limits: dict[str, float] | None = None, hurry: bool = False, **variables: str) -> Outcome:
+        """Run a piece of Python with environment variables.
 
-    def command(self, module: str, *arguments: str, **variables: str) -> Outcome:
-        """`python -m module arguments`, without starting Python anew."""
+        `limits` replaces numbers such as `model.hub.DECISION_SECONDS` meanwhile; in a `hurry` retries come at once.
+        """
+        watchdog = threading.Timer(HANGS_AFTER, self.process.kill)
+        watchdog.start()
+        job = {"code": code, "limits": limits or {}, "hurry": hurry, "variables": variables}
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        watchdog.cancel()
+        assert answer, f"the process died, or hung for {HANGS_AFTER} s, in: {code}"
+        return Outcome(**json.loads(answer))
+
+    def command(self, module: str, *arguments: str, **settings) -> Outcome:
+        """`python -m module arguments`, without a new process."""
         arguments = [str(argument) for argument in arguments]
-        return self.run(f"import sys; from {module} import main; sys.exit(main({arguments!r}))", **variables)
+        return self.run(f"import sys; from {module} import main; sys.exit(main({arguments!r}))", **settings)
+
+    def settle(self) -> None:
+        """Wait for the threads that an earlier job left behind with a request."""
+        code = "import threading; [t.join(60) for t in threading.enumerate() if t.name.endswith('(run)')]"
+        assert self.run(code).status == 0
 
 
 @contextlib.contextmanager
@@ -144,10 +171,16 @@ def work():
     os.dup2(2, 1)
     for line in sys.stdin:
         job = json.loads(line)
-        before, started = dict(os.environ), time.monotonic()
+        before = dict(os.environ)
         os.environ.update(job["variables"])
         status, out, err = 0, io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            for name, value in job["limits"].items():
+                stack.enter_context(patch(name, value))
+            if job["hurry"]:
+                stack.enter_context(patch.object(time, "sleep"))
             try:
                 exec(job["code"], {"__name__": "job"})
             except SystemExit as stop:
@@ -157,13 +190,7 @@ def work():
                 traceback.print_exc()
         os.environ.clear()
         os.environ.update(before)
-        outcome = {
-            "status": status,
-            "out": out.getvalue(),
-            "err": err.getvalue(),
-            "seconds": time.monotonic() - started,
-        }
-        print(json.dumps(outcome), file=answers, flush=True)
+        print(json.dumps({"status": status, "out": out.getvalue(), "err": err.getvalue()}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The trainer in float64, for `test_ranks`: `torchrun … tests/double_worker.py FLAGS`."""
+"""The trainer in float64, for `test_distributed`: `torchrun … tests/recovery/float64_worker.py FLAGS`."""
 
 import sys
 

@@ -1,31 +1,34 @@
-"""Nothing is lost: checkpoints, kills, full disks, and two runs on one folder."""
+"""Nothing is lost: damaged checkpoints, kills, full disks, and two runs in one folder."""
 
 import json
 import random
 import shutil
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
-from training import benchmark, checkpoint, train
-from training.train import Run, main, start
+from tests.recovery import kills
+from training import checkpoint, train
+from training.run_folder import RunFolder
+from training.trainer import Trainer
 
 
-def test_checkpoint_falls_back_to_the_one_before(tmp_path):
+def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path):
     for step in (1, 2):
         checkpoint.save(tmp_path, {"step": step, "tensor": torch.zeros(1000)})
     assert checkpoint.load(tmp_path)[0]["step"] == 2
     newest = tmp_path / "checkpoint.pt"
-    broken = bytearray(newest.read_bytes())
-    broken[len(broken) // 2] ^= 1
-    for damage in (broken, broken[: len(broken) // 2], b""):
-        newest.write_bytes(damage)
-        state, words = checkpoint.load(tmp_path)
+    flipped = bytearray(newest.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    for damaged in (flipped, flipped[: len(flipped) // 2], b""):
+        newest.write_bytes(damaged)
+        state, notice = checkpoint.load(tmp_path)
         assert state["step"] == 1
-        assert "damaged" in words
-    checkpoint.save(tmp_path, {"step": 3})  # the damaged one does not push out the one before it
-    (tmp_path / "checkpoint.pt").write_bytes(broken)
+        assert "damaged" in notice
+    checkpoint.save(tmp_path, {"step": 3})  # must not replace the whole one by the damaged one
+    newest.write_bytes(flipped)
     assert checkpoint.load(tmp_path)[0]["step"] == 1
     (tmp_path / "checkpoint.previous.pt").rename(tmp_path / "checkpoint.pt.new")  # a kill just before the renaming
     assert checkpoint.load(tmp_path)[0]["step"] == 1
@@ -34,17 +37,34 @@ def test_checkpoint_falls_back_to_the_one_before(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_a_flipped_bit_of_the_table_of_contents_never_ends_in_another_error(tmp_path):
-    """zipfile answers it with half a dozen kinds of exceptions."""
+def test_flipped_bit_in_the_table_of_contents_is_damage_too(tmp_path):
+    """zipfile raises half a dozen kinds of exceptions for it."""
     checkpoint.save(tmp_path, {"step": 1})
     checkpoint.save(tmp_path, {"step": 2})
     whole, newest = (tmp_path / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt"
-    chance = random.Random(0)
+    chance, steps = random.Random(0), []
     for _ in range(200):
-        broken = bytearray(whole)
-        broken[-chance.randrange(1, 800)] ^= 1 << chance.randrange(8)
-        newest.write_bytes(broken)
-        assert checkpoint.load(tmp_path)[0]["step"] in (1, 2)  # some bits do not matter
+        flipped = bytearray(whole)
+        flipped[-chance.randrange(1, 800)] ^= 1 << chance.randrange(8)
+        newest.write_bytes(flipped)
+        steps.append(checkpoint.load(tmp_path)[0]["step"])
+    assert set(steps) == {1, 2}  # some bits do not matter
+
+
+def test_resuming_from_a_damaged_checkpoint_repeats_the_steps_since_the_previous_one(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=2) == 0
+    whole = checkpoint.load(tmp_path / "runs/a")[0]
+    (tmp_path / "runs/a/checkpoint.pt").write_bytes(b"")
+    assert go("--resume", "runs/a") == 0
+    shown = capsys.readouterr().out
+    assert "checkpoint.pt is damaged; continuing from the previous checkpoint." in shown
+    assert "from step 0" in shown.splitlines()[-2]
+    again = checkpoint.load(tmp_path / "runs/a")[0]
+    assert all(kills.equal(tensor, again["network"][name]) for name, tensor in whole["network"].items())
+    assert [json.loads(line)["step"] for line in (tmp_path / "runs/a/metrics.jsonl").open()] == [2, 4, 6, 8]
+
+
+# ---- disks and folders
 
 
 @contextmanager
@@ -59,77 +79,98 @@ def files_of_at_most(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(go, tmp_path, capsys):
-    assert go("--name", "a", epochs=1) == 0
+def test_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=2, stop_after=4) == 143
     run = tmp_path / "runs/a"
     before = (run / "checkpoint.pt").read_bytes()
-    with files_of_at_most(60_000), pytest.raises(SystemExit) as stop:
-        main(["--resume", "runs/a", "--epochs", "3", "--preview-every", "9"])
-    assert stop.value.code == 2
-    assert (
-        "no checkpoint can be written to runs/a: File too large; mend that and go on with --resume runs/a"
-        in capsys.readouterr().err
-    )
+    capsys.readouterr()
+    with files_of_at_most(60_000):
+        assert go("--resume", "runs/a") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("python -m training.train: stopped at step 8, ")
+    assert "no checkpoint can be written to runs/a: File too large" in error
+    assert "--resume runs/a" in error
     assert (run / "checkpoint.pt").read_bytes() == before
     assert not (run / "checkpoint.pt.new").exists()
-    assert main(["--resume", "runs/a", "--epochs", "3"]) == 0
-    assert checkpoint.load(run)[0]["step"] == 12
+    assert go("--resume", "runs/a") == 0
+    assert checkpoint.load(run)[0]["step"] == 8
 
 
-def test_a_full_disk_after_the_checkpoint_is_one_sentence_too(go, tmp_path, capsys):
-    assert go("--name", "a", epochs=1) == 0
+def test_disk_full_after_the_checkpoint_is_one_sentence_too(go, tmp_path, monkeypatch, capsys):
+    assert go("--name", "a", epochs=2, stop_after=4) == 143
     size = (tmp_path / "runs/a/weights/model.safetensors").stat().st_size
+    before = (tmp_path / "runs/a/weights/metrics.json").read_bytes()
 
-    def narrow(self, summary=Run.summary):
-        stack.enter_context(files_of_at_most(size // 2))
+    def limited(self, summary=Trainer.summary):
+        limits.enter_context(files_of_at_most(size // 2))
         return summary(self)
 
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "summary", narrow)
-        assert go("--resume", "runs/a", epochs=2) == 2
+    with ExitStack() as limits, monkeypatch.context() as patch:
+        patch.setattr(Trainer, "summary", limited)
+        assert go("--resume", "runs/a") == 2
     assert "no weights can be written to runs/a/weights" in capsys.readouterr().err
-    assert main(["--resume", "runs/a", "--epochs", "3"]) == 0
+    assert (tmp_path / "runs/a/weights/metrics.json").read_bytes() == before
+    assert go("--resume", "runs/a") == 0
+    assert json.loads((tmp_path / "runs/a/weights/metrics.json").read_text())["training"]["steps"] == 8
 
 
 @pytest.mark.parametrize("preview_every", [9, 0.75])
-def test_a_run_folder_that_vanishes_is_one_sentence(go, tmp_path, monkeypatch, capsys, preview_every):
-    def vanish(self, advance=Run.advance):
+def test_vanished_run_folder_is_one_sentence(go, tmp_path, monkeypatch, capsys, preview_every):
+    def vanish(self, advance=Trainer.advance):
         if self.step == 2:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder.path)
         return advance(self)
 
-    monkeypatch.setattr(Run, "advance", vanish)
+    monkeypatch.setattr(Trainer, "advance", vanish)
     assert go("--name", "a", epochs=2, preview_every=preview_every) == 2
     assert "stopped at step 3, because runs/a is gone" in capsys.readouterr().err
+    assert not (tmp_path / "runs/a").exists()
 
 
-def test_a_run_whose_folder_was_given_to_another_leaves_that_alone(go, tmp_path, monkeypatch, capsys):
-    def replaced(self, advance=Run.advance):
+def test_run_does_not_write_into_a_folder_that_belongs_to_another_by_now(go, tmp_path, monkeypatch, capsys):
+    files = (".lock", "checkpoint.pt", "metrics.jsonl", "weights/config.json")
+
+    def replace(self, advance=Trainer.advance):
         if self.step == 2:
-            shutil.rmtree(self.folder)
-            (self.folder / "weights").mkdir(parents=True)
-            for name in (".lock", "checkpoint.pt", "metrics.jsonl", "weights/config.json"):
-                (self.folder / name).write_text("another's")
+            shutil.rmtree(self.folder.path)
+            (self.folder.path / "weights").mkdir(parents=True)
+            for name in files:
+                (self.folder.path / name).write_text("another's")
         return advance(self)
 
-    monkeypatch.setattr(Run, "advance", replaced)
+    monkeypatch.setattr(Trainer, "advance", replace)
     assert go("--name", "a", epochs=2, log_every=3) == 2
-    assert "stopped at step 3, because runs/a is gone, or another run's by now" in capsys.readouterr().err
-    for name in (".lock", "checkpoint.pt", "metrics.jsonl", "weights/config.json"):
-        assert (tmp_path / "runs/a" / name).read_text() == "another's"
+    assert "stopped at step 3, because runs/a is gone, or belongs to another run" in capsys.readouterr().err
+    assert {name: (tmp_path / "runs/a" / name).read_text() for name in files} == dict.fromkeys(files, "another's")
 
 
-def test_a_second_run_on_a_folder_is_refused_and_the_first_goes_on(go, root, tmp_path, capsys):
-    assert go("--name", "a", epochs=1) == 0
-    first = start({"epochs": 2.0}, tmp_path / "runs/a", "reference", resume=True)
-    with pytest.raises(SystemExit) as stop:
-        main(["--resume", "runs/a", "--epochs", "3"])
-    assert stop.value.code == 2
+# ---- two runs, one folder
+
+
+def test_second_process_in_a_folder_is_refused_and_the_first_continues(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=2, stop_after=3) == 143
+    first = train.resume({}, Path("runs/a"))
+    assert go("--resume", "runs/a") == 2
     assert "another process is training in runs/a" in capsys.readouterr().err
-    assert train.go(first) == 0
+    assert train.train(first) == 0
     assert checkpoint.load(tmp_path / "runs/a")[0]["step"] == 8
-    assert main(["--resume", "runs/a", "--epochs", "3"]) == 0  # the folder is free again
-    assert [json.loads(line)["step"] for line in (tmp_path / "runs/a/history.jsonl").open()] == [0, 4, 8]
+    assert go("--resume", "runs/a") == 0  # the folder is free again
+    assert [json.loads(line)["step"] for line in (tmp_path / "runs/a/history.jsonl").open()] == [0, 3, 8]
+
+
+def test_start_is_refused_where_another_process_is_about_to_start(go, tmp_path, capsys):
+    """The other process holds the lock, but has not written its configuration yet."""
+    (tmp_path / "runs/a").mkdir(parents=True)
+    other = RunFolder(Path("runs/a"))
+    other.claim()
+    assert go("--name", "a", epochs=1) == 2
+    assert "another process is training in runs/a" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs/a").iterdir()] == [".lock"]
+    other.release()
+    assert go("--name", "a", epochs=1) == 0
+
+
+# ---- kills
 
 
 @pytest.mark.parametrize(
@@ -137,30 +178,40 @@ def test_a_second_run_on_a_folder_is_refused_and_the_first_goes_on(go, root, tmp
     [(3, ["--no-compile"]), (1, ["--width=32", "--depth=1", "--heads=2"])],
     ids=["eager", "compiled"],
 )
-def test_a_killed_run_ends_bit_for_bit_like_one_left_alone(root, tmp_path, count, options):
+def test_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(root, tmp_path, count, options):
     options = [f"--data-root={root}", "--device=cpu", "--epochs=1", "--blank-images=1000", *options]
-    wrong, steps = benchmark.kills(count, options, tmp_path)
+    wrong, steps = kills.compare(count, options, tmp_path)
     assert wrong == []
     assert any(0 < step < 33 for step in steps), steps
-    whole = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
-    parts = [json.loads(line) for line in (tmp_path / "runs/killed/metrics.jsonl").open()]
-    assert [row["loss"] for row in whole] == [row["loss"] for row in parts]
-    assert len(whole) > 3
+    whole, parts = (
+        [json.loads(line)["loss"] for line in (tmp_path / "runs" / name / "metrics.jsonl").open()]
+        for name in ("whole", "killed")
+    )
+    assert whole == parts
+    assert len(whole) == 6
 
 
-def test_a_run_that_differs_is_seen(tmp_path):
-    """The comparison itself must be able to fail."""
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({}, []),
+        ({"seconds": 2.0}, []),
+        ({"step": 2}, ["step"]),
+        ({"loss_sum": torch.tensor(float("nan"))}, ["loss_sum"]),
+        ({"ema": {"a": torch.tensor([1.0, 1.0 + 2**-23])}}, ["ema.a"]),
+        ({"optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}}}, ["optimizer.state.0.exp_avg"]),
+    ],
+)
+def test_comparison_finds_the_smallest_difference(tmp_path, changed, named):
     state = {
         "step": 1,
+        "seconds": 1.0,
         "loss_sum": torch.ones(()),
-        "missed": torch.zeros(()),
-        "skipped": torch.zeros(()),
         "network": {"a": torch.ones(2)},
         "ema": {"a": torch.ones(2)},
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}},
     }
-    for name, moment in (("whole", 1.0), ("killed", 1.0 + 2**-23)):
+    for name, contents in (("whole", state), ("killed", {**state, **changed})):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        checkpoint.save(
-            tmp_path / "runs" / name, {**state, "optimizer": {"state": {0: {"exp_avg": torch.tensor([moment])}}}}
-        )
-    assert benchmark.different(tmp_path) == ["optimizer.0.exp_avg"]
+        checkpoint.save(tmp_path / "runs" / name, contents)
+    assert kills.different(tmp_path) == named

@@ -1,103 +1,185 @@
-"""The rows of the table: trained, measured, gone on with, and what happens to one that fails."""
+"""The ablation table: which runs it trains, the figures it shows, and what it does when a run fails or is repeated."""
 
-from pathlib import Path
+import json
+import re
+import shlex
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from model import weights
-from tests.conftest import TINY
-from training import rows
+from model import flow, weights
+from model.sampling import SamplingConfig
+from tests.conftest import TINY, flags
+from tests.recovery.kills import equal, flat
+from tests.server import ROOT
+from training import ablations, checkpoint
 from training.config import Config
 
-pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
-
-FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if name != "compile"] + [
-    "--no-compile",
-    "--epochs=0.01",
-    "--ema-also=20000",
-]
+EXTRACTOR = "e" * 64
 
 
 @pytest.fixture
-def command(ruler, mnist_root, tmp_path, monkeypatch, capsys):
-    """Run the command in an empty folder on a tiny network: its status, and the lines of its table."""
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command in an empty folder, without MNIST: its status, the lines of its table, and its messages."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rows, "Ruler", lambda device, root: ruler)
-    monkeypatch.setattr(rows, "SCALES", (1.0, 1.25))
+    stub = SimpleNamespace(device=torch.device("cpu"), notes={"sha256": EXTRACTOR, "accuracy": 0.99})
+    monkeypatch.setattr(ablations, "Reference", lambda device, root: stub)
 
-    def command(*names):
-        status = rows.main([*names, *FLAGS, f"--data-root={mnist_root}", "--count=256"])
-        *_, table = capsys.readouterr().out.split("\n\n")
-        return status, table.splitlines()
+    def command(*arguments):
+        capsys.readouterr()
+        try:
+            status = ablations.main(["--device=cpu", *arguments])
+        except SystemExit as stop:
+            status = stop.code
+        shown = capsys.readouterr()
+        return status, shown.out.rpartition("\n\n")[2].splitlines(), shown.err
 
     return command
 
 
-def test_rows_are_trained_measured_and_not_done_twice(command, tmp_path, monkeypatch):
-    status, table = command("decay", "centred")
+@pytest.fixture
+def measured(small, tmp_path):
+    """Leave the weights of a finished row, measured with 2,000 digits, as the only thing in its folder."""
+
+    def measured(name: str, hours: float, figures: dict[float, tuple[float, float, float]]):
+        folder = tmp_path / ablations.RUNS / name / "weights"
+        weights.save(small, folder, SamplingConfig(guidance=1.15), {"training": {"hours": hours}})
+        metrics = json.loads((folder / "metrics.json").read_text())
+        settings = {"count": 2000, "seed": 0, "steps": 20, "guidance": None, "time_shift": 1.63206}
+        sources = {"sampler": flow.SAMPLER, "sha256": metrics["sha256"]["model.safetensors"], "extractor": EXTRACTOR}
+        metrics["sweeps"] = [
+            {
+                "settings": {**settings, **sources, "guidance": guidance},
+                "drawn": dict(zip(("fd_ratio", "coverage", "accuracy"), drawn, strict=True)),
+            }
+            for guidance, drawn in figures.items()
+        ]
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    return measured
+
+
+FIGURES = {1.0: (2.346, 0.951, 0.9712), 1.15: (1.234, 0.962, 0.9823), 1.3: (1.567, 0.973, 0.9934)}
+
+
+def test_line_shows_the_saved_figures_of_the_best_guidance_scale(command, measured, monkeypatch):
+    monkeypatch.setattr(ablations, "train", lambda name, config: 0)
+    measured("drop-0.2", 0.13, FIGURES)
+    measured("rate-2e-3", 1.5, dict(zip(FIGURES, reversed(FIGURES.values()), strict=True)))
+    assert command("drop-0.2", "rate-2e-3") == (
+        0,
+        [
+            *ablations.HEAD,
+            "| drop-0.2 | `--label-drop 0.2 --epochs 60.0 --device cpu --preview-every 20.0` "
+            "| 0.13 | 1.15 | 1.23 | 96.2% | 98.2% | 2.35 |",
+            "| rate-2e-3 | `--epochs 60.0 --lr 0.002 --device cpu --preview-every 20.0` "
+            "| 1.5 | 1.15 | 1.23 | 96.2% | 98.2% | 1.57 |",
+        ],
+        "",
+    )
+
+
+def test_failed_row_says_so_and_the_next_one_follows(command, measured, monkeypatch):
+    monkeypatch.setattr(ablations, "train", lambda name, config: 2 if name == "rate-5e-4" else 0)
+    measured("baseline", 0.5, FIGURES)
+    status, table, _ = command("rate-5e-4", "baseline")
     assert status == 0
-    assert table[:2] == list(rows.HEAD)
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| decay", "| centred"]
-    assert len({line.count("|") for line in table}) == 1
-    assert "--pixel-mean 0.1307" in table[3]
-    assert "--pixel-mean" not in table[2]
-    assert weights.read(tmp_path / "runs/rows/centred/weights")[0].pixel_mean == 0.1307
-    averages = [tmp_path / "runs/rows/decay" / folder for folder in ("weights", "weights-20000")]
-    measured = [row for folder in averages for row in weights.read(folder)[1]["sweeps"]]
-    assert [row["settings"]["guidance"] for row in measured] == [1.0, 1.25] * 2
-    nearest = min(row["drawn"]["fd_ratio"] for row in measured)
-    assert float(table[2].split(" | ")[5]) == pytest.approx(nearest, abs=0.006)
-    monkeypatch.setattr(rows.FromWeights, "digits", None)  # drawing again would fail
-    monkeypatch.setattr(rows.train.Run, "advance", None)  # and so would a step
-    assert command("decay", "centred") == (0, table)
+    assert len(table) == 4
+    assert table[2].startswith("| rate-5e-4 | `--epochs 60.0 --lr 0.0005")
+    assert "| did not finish |" in table[2]
+    assert table[3].endswith("| 0.5 | 1.15 | 1.23 | 96.2% | 98.2% | 2.35 |")
+    assert {line.count("|") for line in table} == {9}
 
 
-def test_a_row_that_fails_says_so_and_the_next_one_comes(command, monkeypatch):
-    trained = rows.trained
-    monkeypatch.setattr(rows, "trained", lambda name, config: 2 if name == "rate-1e-3" else trained(name, config))
-    status, table = command("rate-1e-3", "decay")
-    assert status == 0
-    assert "did not finish" in table[2]
-    assert "did not finish" not in table[3]
-    assert len({line.count("|") for line in table}) == 1
+@pytest.mark.parametrize("status", [128 + 15, -9])
+def test_signal_stops_the_whole_table(command, monkeypatch, status):
+    trained = []
+    monkeypatch.setattr(ablations, "train", lambda name, config: trained.append(name) or status)
+    assert command("baseline", "centred")[0] == status
+    assert trained == ["baseline"]
 
 
-def test_a_signal_ends_them_all(command, monkeypatch):
-    begun = []
-    monkeypatch.setattr(rows, "trained", lambda name, config: begun.append(name) or 128 + 15)
-    assert command("decay", "centred")[0] == 128 + 15
-    assert begun == ["decay"]
+def test_unknown_row_is_one_sentence(command):
+    status, _, error = command("baseline", "faster")
+    assert status == 2
+    assert error.startswith("python -m training.ablations: there is no row faster; there are baseline, ")
+    assert error.count("\n") == 1
 
 
-def test_an_unknown_row_is_a_sentence(capsys):
-    with pytest.raises(SystemExit) as stop:
-        rows.main(["faster"])
-    assert stop.value.code == 2
-    assert "there is no row faster; there are reference, " in capsys.readouterr().err
+def test_rows_differ_from_the_baseline_in_one_setting():
+    baseline, changes = Config(epochs=60, preview_every=20), {}
+    for name, row in ablations.ROWS.items():
+        config = Config(**{**ablations.ALWAYS, **row})
+        changes[name] = {key: value for key, value in vars(config).items() if value != getattr(baseline, key)}
+    assert changes.pop("baseline") == {}
+    assert len(changes) == 15
+    assert {len(changed) for changed in changes.values()} == {1}
+    assert len({str(changed) for changed in changes.values()}) == len(changes)
+    for name, changed in changes.items():
+        if number := re.search(r"-(-?\d[\d.e-]*)$", name):
+            assert list(changed.values()) == [float(number[1])], name
 
 
-def test_every_row_changes_what_its_name_says():
-    decay = Config(**{**rows.ALWAYS, **rows.ROWS["decay"]})
-    for name, changed in rows.ROWS.items():
-        config = Config(**{**rows.ALWAYS, **changed})
-        assert config.epochs == 60
-        differing = {key for key, value in vars(config).items() if value != getattr(decay, key)}
-        assert len(differing - {"decay_share"}) <= 1, name
-
-
-def test_a_flag_holds_for_every_row_but_for_what_the_row_changes(command, monkeypatch):
+def test_flags_hold_for_every_row_except_for_its_own_change(command, monkeypatch):
     seen = {}
-    monkeypatch.setattr(rows, "trained", lambda name, config: seen.update({name: config}) or 2)
-    command("reference", "rate-4e-4")  # with --lr=0.001 among the flags
-    assert (seen["reference"].lr, seen["rate-4e-4"].lr) == (1e-3, 4e-4)
-    assert seen["reference"].width == seen["rate-4e-4"].width == TINY["width"]
+    monkeypatch.setattr(ablations, "train", lambda name, config: seen.update({name: config}) or 2)
+    command("baseline", "rate-2e-4", "--lr=0.0003", "--width=32", "--epochs=5")
+    assert [seen[name].lr for name in ("baseline", "rate-2e-4")] == [3e-4, 2e-4]
+    assert {(config.width, config.epochs, config.preview_every) for config in seen.values()} == {(32, 5, 20)}
 
 
-def test_a_row_begun_with_other_flags_is_not_taken_for_this_one(command, capsys):
-    folder = Path("runs/rows/decay")
+def test_row_started_with_other_flags_is_refused(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.subprocess, "run", lambda *_: pytest.fail("it trains"))
+    folder = tmp_path / "runs/ablations/centred"
     folder.mkdir(parents=True)
-    Config(**rows.ALWAYS, decay_share=0.4, width=64).save(folder / "config.json")
-    with pytest.raises(SystemExit) as stop:
-        command("decay")
-    assert stop.value.code == 2
-    assert "runs/rows/decay holds a run with other flags than these" in capsys.readouterr().err
+    Config(**{**ablations.ALWAYS, **ablations.ROWS["centred"], "device": "cpu", "width": 64}).save(
+        folder / "config.json"
+    )
+    status, _, error = command("centred")
+    assert status == 2
+    assert "runs/ablations/centred holds a run with other flags than these" in error
+
+
+@pytest.mark.slow
+def test_table_of_real_runs_resumes_and_repeats_nothing(command, go, reference, mnist_root, tmp_path, monkeypatch):
+    """One row is interrupted at step 5, the other one new; then the first row once more."""
+    pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(ablations, "Reference", lambda device, root: reference)
+    monkeypatch.setattr(ablations, "SCALES", (1.0, 1.3))
+    options = {**TINY, "data_root": mnist_root, "epochs": 0.01}
+    row = {**options, **ablations.ROWS["centred"], "preview_every": 20}
+    assert go("--name", "ablations/centred", stop_after=5, **row) == 128 + 15
+
+    status, table, _ = command("centred", "baseline", "--count=256", *flags(options))
+    assert status == 0
+    assert table[:2] == list(ablations.HEAD)
+    assert len(table) == 4
+    for line, name in zip(table[2:], ("centred", "baseline"), strict=True):
+        folder = tmp_path / "runs/ablations" / name
+        config = Config.load(folder / "config.json")
+        metrics = json.loads((folder / "weights/metrics.json").read_text())
+        assert metrics["training"]["steps"] == 19
+        plain, guided = metrics["sweeps"]
+        assert [plain["settings"]["guidance"], guided["settings"]["guidance"]] == [1, 1.3]
+        assert plain["settings"]["count"] == guided["settings"]["count"] == 256
+        best = min(plain, guided, key=lambda row: row["drawn"]["fd_ratio"])
+        drawn = best["drawn"]
+        figures = (
+            f"{metrics['training']['hours']} | {best['settings']['guidance']:g} | {drawn['fd_ratio']:.2f} "
+            f"| {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} | {plain['drawn']['fd_ratio']:.2f} |"
+        )
+        assert line == f"| {name} | `{shlex.join(config.flags())}` | {figures}"
+        assert ("--pixel-mean 0.1307" in line) == (name == "centred")
+
+    run = tmp_path / "runs/ablations/centred"
+    measured = [run / "weights" / name for name in ("metrics.json", "model.safetensors")]
+    before = [path.stat().st_mtime_ns for path in measured], (run / "metrics.jsonl").read_bytes()
+    state = flat(checkpoint.load(run)[0])
+    assert command("centred", "--count=256", *flags(options)) == (0, table[:3], "")
+    assert ([path.stat().st_mtime_ns for path in measured], (run / "metrics.jsonl").read_bytes()) == before
+    again = flat(checkpoint.load(run)[0])
+    assert [name for name in state if not equal(state[name], again[name])] == []  # the time spent included
+    starts = [json.loads(line)["step"] for line in (run / "history.jsonl").open()]
+    assert starts == [0, 5, 19]

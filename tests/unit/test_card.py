@@ -9,32 +9,70 @@ from huggingface_hub import ModelCard
 
 from model import weights
 from model.dit import DiT
-from training import card
+from model.sampling import SamplingConfig
+from training.card import main
+from training.config import PRESETS, Config
+from training.release.card import FIGURES, card, is_default, results_table
 
 ROOT = Path(__file__).parent.parent.parent
 TRAINING = {
-    "data": "mnist", "epochs": 10.0, "steps": 4840, "images": 619520, "batch": 128, "lr": 1e-3, "seed": 0, "hours": 1.25,
-    "device": "cpu, 2 threads", "torch": "2.11.0", "commit": "0123456789ab", "command": "python -m training.train --preset cpu",
-}  # fmt: skip
+    "data": "mnist",
+    "epochs": 10.0,
+    "steps": 4840,
+    "images": 619520,
+    "batch": 128,
+    "lr": 1e-3,
+    "seed": 0,
+    "hours": 1.5,
+    "device": "cpu, 2 threads",
+    "torch": "2.11.0",
+    "commit": "0123456789ab",
+    "command": "python -m training.train --epochs 10.0 --batch 128",
+}
 DRAWN = {
-    "fd_ratio": 1.234, "fd_train": 0.1234, "fd_test": 0.2345, "kid": 1.2e-4, "precision": 0.951, "recall": 0.942, "density": 0.973,
-    "coverage": 0.964, "accuracy": 0.9921, "copies": 0.0113, "copies_z": -3.2, "copies_limit": 2.5,
-}  # fmt: skip
+    "fd_ratio": 1.234,
+    "fd_train": 0.1234,
+    "fd_test": 0.2345,
+    "kid": 1.2e-4,
+    "precision": 0.951,
+    "recall": 0.942,
+    "density": 0.973,
+    "coverage": 0.964,
+    "accuracy": 0.9921,
+    "copies": 0.0113,
+    "copies_limit": 2.5,
+}
 REAL = {**DRAWN, "fd_ratio": 1.0, "fd_train": 0.1, "fd_train_subset": 0.01, "accuracy": 0.9957}
+SETTINGS = {
+    "count": 10000,
+    "steps": 20,
+    "guidance": 1.0,
+    "time_shift": 1.5,
+    "seed": 0,
+    "sampler": "some method",
+    "sha256": "a" * 64,
+    "extractor": "e" * 64,
+}
 
 
 def row(**changed) -> dict:
-    settings = {"count": 10000, "steps": 20, "guidance": 1.0, "seed": 0, "sha256": "a" * 64, "extractor": "e" * 64}
     return {
-        "settings": {**settings, **changed}, "drawn": DRAWN, "real": REAL, "extractor_accuracy": 0.9957, "device": "cpu, 2 threads",
-        "torch": "2.11.0", "command": "python -m training.evaluate --full", "commit": "ba9876543210",
-        "blank": {"black": {"count": 50, "mean": 0.01, "spread": 0.1, "worst": 3.0}}, "seconds": {"drawing": 300, "figures": 60},
-    }  # fmt: skip
+        "settings": {**SETTINGS, **changed},
+        "drawn": DRAWN,
+        "real": REAL,
+        "extractor_accuracy": 0.9957,
+        "device": "cpu, 2 threads",
+        "torch": "2.11.0",
+        "command": "python -m training.evaluate --full",
+        "commit": "ba9876543210",
+        "blank": {"black": {"count": 50, "mean": 0.01, "spread": 0.1, "worst": 3.0}},
+        "seconds": {"drawing": 300, "figures": 60},
+    }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    weights.save(DiT(width=16, depth=1, heads=1), tmp_path / "w", {"training": TRAINING})
+    weights.save(DiT(width=16, depth=1, heads=1), tmp_path / "w", SamplingConfig(), {"training": TRAINING})
     return tmp_path / "w"
 
 
@@ -43,33 +81,39 @@ def add(folder: Path, **parts) -> None:
     (folder / "metrics.json").write_text(json.dumps({**metrics, **parts}))
 
 
+def joined(written: ModelCard) -> str:
+    """The text with every line break as a space."""
+    return " ".join(written.text.split())
+
+
 def test_the_table_shows_drawn_beside_real():
     cas = [
-        {**row(), "drawn": {"cas": 0.981}, "real": {"cas": 0.994}},
+        {**row(count=60000), "drawn": {"cas": 0.981}, "real": {"cas": 0.994}},
         {**row(guidance=2.0), "drawn": {"cas": 0.5}, "real": {"cas": 0.5}},
     ]
-    lines = card.results_table({"evaluation": row(), "cas": cas}).splitlines()
+    lines = results_table({"evaluation": row(), "cas": cas}).splitlines()
     assert "| FD ÷ floor | 1.23 | 1.00 |" in lines
     assert "| class accuracy | 99.21% | 99.57% |" in lines
-    assert "| CAS | 98.10% | 99.40% |" in lines  # the one of the same steps and guidance
-    assert len(lines) == 2 + len(card.FIGURES)
-    assert card.results_table({}) == ""
+    assert "| CAS | 98.10% | 99.40% |" in lines  # the one drawn in the same way
+    assert len(lines) == 2 + len(FIGURES)
+    assert "CAS" not in results_table({"evaluation": row(), "cas": cas[1:]})
+    assert results_table({}) == ""
 
 
 def test_the_card_of_a_fresh_run_has_no_results(folder):
-    assert card.main(["--weights", str(folder)]) == 0
+    assert main(["--weights", str(folder)]) == 0
     written = ModelCard.load(folder / "README.md")
     assert written.data.eval_results is None
     assert "## Results" not in written.text
-    assert TRAINING["command"] in written.text
+    assert f"```sh\n{TRAINING['command']}\n```" in written.text
     assert re.search(r"```sh\ngit clone ", written.text)
     assert written.data.license == "mit"
 
 
-def test_the_card_of_measured_weights_says_it_all(folder):
+def test_the_card_of_measured_weights_shows_their_figures(folder):
     add(folder, evaluation=row())
     (folder / "samples.png").touch()
-    assert card.main(["--weights", str(folder), "--repo", "me/digits"]) == 0
+    assert main(["--weights", str(folder), "--repo", "me/digits"]) == 0
     written = ModelCard.load(folder / "README.md")
     results = {result.metric_name.split(",")[0]: result for result in written.data.eval_results}
     assert results["FD ÷ floor"].metric_value == 1.234
@@ -77,67 +121,69 @@ def test_the_card_of_measured_weights_says_it_all(folder):
     assert all("extractor.safetensors " + "e" * 12 in result.metric_name for result in results.values())
     assert {result.dataset_type for result in results.values()} == {"ylecun/mnist"}
     for part in (
-        card.results_table({"evaluation": row()}),
+        results_table({"evaluation": row()}),
         "(samples.png)",
-        "10,000 digits, 20 steps by Euler's method, guidance 1, seed 0",
+        "10,000 digits, 20 steps (some method), guidance 1, seed 0",
+        "black: mean 0.01, standard deviation 0.10",
         "python -m training.evaluate --full",
         "ba9876543210",
-        "1.25 hours on cpu, 2 threads",
         "git clone https://huggingface.co/spaces/me/digits",
         "--weights me/digits",
-        "## Limits",
+        "## Limitations",
     ):
         assert part in written.text, part
+    assert "1.5 hours on cpu, 2 threads" in joined(written)
     assert "neighbours.png" not in written.text
 
 
-def test_the_card_of_a_warm_start_tells_both_trainings(folder):
-    second = {**TRAINING, "epochs": 3.0, "command": "python -m training.train --init weights", "before": TRAINING}
+def test_the_card_says_how_many_digits_cas_was_measured_on(folder):
+    add(folder, evaluation=row(), cas=[{**row(count=60000), "drawn": {"cas": 0.981}, "real": {"cas": 0.994}}])
+    assert "drawn digits, or only on real ones: 60,000 of them" in joined(card(folder))
+
+
+def test_the_card_of_initialized_weights_shows_both_trainings(folder):
+    command = "python -m training.train --init weights --epochs 3.0"
+    second = {**TRAINING, "epochs": 3.0, "hours": 0.13, "command": command, "initialized_from": TRAINING}
     add(folder, training=second)
-    assert card.main(["--weights", str(folder)]) == 0
-    text = ModelCard.load(folder / "README.md").text
-    assert text.index(f"\n{TRAINING['command']}\n") < text.index(second["command"])
-    assert "10 passes over mnist" in text
-    assert "as a warm start, another 3 passes" in text
+    written = card(folder)
+    assert written.text.index(f"\n{TRAINING['command']}\n") < written.text.index(f"\n{command}\n")
+    assert "10 passes over mnist" in joined(written)
+    assert "Initialized from those weights: another 3 passes over mnist" in joined(written)
+    assert "8 minutes on cpu, 2 threads" in joined(written)
 
 
-def test_the_card_says_which_sampler_drew_a_sweep(folder):
-    rows = [row(), row(steps=8), row(guidance=2.0, sampler="one"), row(steps=4, sampler="another")]
-    for name in ("steps.png", "guidance.png"):
-        (folder / name).touch()
-    add(folder, evaluation=row(), sweeps=rows)
-    text = str(card.card(folder))
-    assert "over the steps of the sampler. Drawn by another." in text
-    assert "over the guidance scale. Drawn by one." in text
-    add(folder, sweeps=rows[:2])
-    assert "over the steps of the sampler. Drawn by Euler's method." in str(card.card(folder))
-
-
-def test_the_card_of_a_distillation_tells_its_target(folder):
-    taught = {"scale": 2.5, "null": 0.12, "training": {**TRAINING, "before": TRAINING}}
-    add(folder, training={**TRAINING, "guide": taught, "before": TRAINING})
-    text = str(card.card(folder))
-    assert "2.5 times the way from a network of 1,239,040 images' training" in text
-    assert "with the null class as 12% of that network's labels" in " ".join(text.split())
-    add(folder, training={**TRAINING, "guide": {**taught, "training": None}})
-    assert "from a network of unknown training" in str(card.card(folder))
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (Config(lr=2e-4).command(), False),
+        (Config(**PRESETS["cpu"]).command(), False),
+        (Config(init="weights").command(), False),
+        ("python -m training.train", False),  # nothing to explain
+        ("python -m training.train --lr 0.001 --beta2 0.99", True),
+        ("python -m training.train --lr 0.001 --ema-also 2000000,100000", True),  # of an earlier version
+        ("python -m training.train --lr 0.002 --ema-also 2000000,100000", False),
+        ("", False),
+    ],
+)
+def test_a_command_of_the_default_recipe_is_recognized(folder, command, expected):
+    assert is_default(command) == expected
+    add(folder, training={**TRAINING, "command": command})
+    assert ("These settings are the trainer's defaults" in card(folder).text) == expected
 
 
 def test_errors_are_sentences(tmp_path, capsys):
     for options in (["--weights", str(tmp_path / "nowhere")], ["--repo", "no repository"]):
         with pytest.raises(SystemExit) as stop:
-            card.main(options)
+            main(options)
         assert stop.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_the_readme_and_the_card_show_the_bundled_figures():
-    readme = ROOT / "README.md"
-    block = re.search(
-        r"<!-- results -->\n(.*)\n<!-- /results -->", readme.read_text() if readme.exists() else "", re.DOTALL
-    )
-    if not block:
-        pytest.skip("README.md has no <!-- results --> block")
-    table = card.results_table(json.loads((weights.BUNDLED / weights.METRICS).read_text()))
+    table = results_table(json.loads((weights.BUNDLED / weights.METRICS).read_text(encoding="utf-8")))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- results -->\n(.*)<!-- /results -->", readme, re.DOTALL)
+    assert block, "README.md has no <!-- results --> block"
+    assert table
     assert block[1].strip() == table
-    assert table in (weights.BUNDLED / "README.md").read_text()
+    assert table in (weights.BUNDLED / "README.md").read_text(encoding="utf-8")

@@ -29,8 +29,8 @@ def test_one_step_is_eulers():
     torch.testing.assert_close(last(lambda x, t, t_next: 3 * x, x, [1, 0.75]), x * (1 - 0.25 * 3))
 
 
-def test_a_velocity_that_is_linear_in_time_is_followed_exactly_between_the_first_and_the_last_step():
-    """v = 2t from 1 to 0 leads to x − 1, whatever the sizes of the steps; those by Euler's method are off by their squares."""
+def test_a_velocity_linear_in_time_is_integrated_exactly_between_the_first_and_the_last_step():
+    """v = 2t from 1 to 0 leads to x − 1, whatever the step sizes; the two Euler steps are off by their squares."""
     x = torch.zeros(1, dtype=torch.float64)
     times = [1, 0.9, 0.55, 0.5, 0.1, 0]
     assert last(lambda x, t, t_next: torch.full_like(x, 2 * t), x, times).item() == pytest.approx(-1 - 0.1**2 - 0.1**2)
@@ -67,7 +67,7 @@ def test_second_order_convergence_on_gaussian_data():
         assert coarse / fine == pytest.approx(4, abs=0.5)
 
 
-def test_time_grid_has_equal_steps_before_the_bend():
+def test_time_grid_has_equal_steps_before_the_shift():
     assert flow.time_grid(4, 1.0) == [1, 0.75, 0.5, 0.25, 0]
     assert flow.time_grid(2, 3.0) == [1, 0.75, 0]  # 3·½ / (1 + 2·½)
     assert flow.time_grid(1, SHIFT) == [1, 0]
@@ -92,7 +92,7 @@ def test_path_ends_and_its_derivative_is_the_velocity():
     torch.testing.assert_close((ahead - x) / 1e-3, v)
 
 
-def test_a_seed_names_its_noise_whatever_the_neighbours():
+def test_a_seed_determines_its_noise_whatever_the_batch():
     batch = flow.noise([3, 7, 3])
     assert batch.shape == (3, 1, 28, 28)
     assert torch.equal(batch[1], flow.noise([7])[0])
@@ -106,7 +106,7 @@ def test_a_seed_names_its_noise_whatever_the_neighbours():
 @pytest.mark.parametrize(
     ("scale", "forwards", "value"), [(1, [2], 10.0), (0, [2], 4.0), (2, [4], 16.0), (0.5, [4], 7.0)]
 )
-def test_guidance_goes_from_the_null_class_through_the_class(scale, forwards, value):
+def test_guidance_extrapolates_from_the_null_class_through_the_class(scale, forwards, value):
     sizes = []
 
     def network(x, t, labels):

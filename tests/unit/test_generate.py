@@ -1,13 +1,26 @@
+import math
 import os
 import re
+from dataclasses import FrozenInstanceError, astuple, replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from model import generate, images, weights
-from model.generate import MNIST_HISTOGRAM, draw, main, parse_labels, parse_number, states
+from model import images, sampling, weights
+from model.generate import main
+from model.sampling import (
+    MNIST_HISTOGRAM,
+    SamplingConfig,
+    check_seed,
+    compare_steps,
+    draw,
+    draw_one,
+    parse_labels,
+    parse_number,
+    states,
+)
 
 
 def test_labels():
@@ -25,52 +38,106 @@ def test_mnist_labels_have_the_histogram_of_the_training_set():
     assert parse_labels("mnist", 1000)[:100].unique().numel() == 10  # in a random order
 
 
-def test_a_text_without_end_is_not_even_read():
+def test_a_very_long_text_is_refused_unread():
     with pytest.raises(ValueError, match="at most 1000 characters"):
         parse_labels("0-9," * 1_000_000, 10)
 
 
-def test_the_seed_of_the_last_digit_is_one_too():
-    assert generate.settings(2**31 - 10, 1, 1, count=10) == (2**31 - 10, 1, 1)
+def test_the_seed_of_the_last_digit_is_in_range_too():
+    assert check_seed(2**31 - 10, count=10) == 2**31 - 10
     with pytest.raises(ValueError, match="seed must be a whole number from 0 to 2147483638"):
-        generate.settings(2**31 - 9, 1, 1, count=10)
+        check_seed(2**31 - 9, count=10)
+
+
+def test_a_sampling_configuration_is_checked_and_cannot_be_changed():
+    config = SamplingConfig(8.0, 2, 3)
+    assert (config.steps, config.guidance, config.time_shift) == (8, 2.0, 3.0)
+    assert [type(value) for value in astuple(config)] == [int, float, float]
+    with pytest.raises(FrozenInstanceError):
+        config.steps = 9
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"steps": 0}, "steps must be a whole number from 1 to 50, not 0"),
+        ({"steps": 51}, "not 51"),
+        ({"steps": 2.5}, "not 2.5"),
+        ({"steps": True}, "not True"),
+        ({"guidance": 5.1}, "guidance must be a number from 0 to 5, not 5.1"),
+        ({"guidance": math.nan}, "not nan"),
+        ({"guidance": "1"}, "not '1'"),
+        ({"time_shift": 0}, "time_shift must be a number from 0.001 to 1000.0, not 0"),
+        ({"time_shift": math.inf}, "not inf"),
+        ({"time_shift": None}, "not None"),
+    ],
+)
+def test_sampling_values_out_of_range_are_named(values, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        SamplingConfig(**values)
 
 
 @pytest.mark.parametrize("text", ["ten", "", "5-x", "12", "9-0", "3,,5", "-1"])
-def test_a_class_that_is_not_there(text):
+def test_an_unknown_class(text):
     with pytest.raises(ValueError, match=r"class must be|backwards"):
         parse_labels(text, 10)
 
 
-def test_a_number_is_its_digits():
+def test_a_number_becomes_its_digits():
     assert parse_number("20261123").tolist() == [2, 0, 2, 6, 1, 1, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["", "12a", "-1", "1" * 17, "٣", "1.5"])
-def test_what_is_no_number(text):
+def test_text_that_is_not_a_number(text):
     with pytest.raises(ValueError, match="1 to 16 digits"):
         parse_number(text)
 
 
-def test_a_digit_of_a_sheet_is_the_digit_of_its_own_seed(small, monkeypatch):
-    monkeypatch.setattr(generate, "CHUNK", 4)
-    labels = parse_labels("0-9", 10)
-    sheet = torch.cat(list(draw(small, labels, seed=30, steps=3, guidance=2.0)))
-    alone = torch.cat(list(draw(small, labels[7:8], seed=37, steps=3, guidance=2.0)))
-    assert sheet.shape == (10, 28, 28)
-    assert (sheet[7].int() - alone[0].int()).abs().max() <= 1
+def test_a_digit_of_a_sheet_equals_the_digit_of_its_own_seed(small, monkeypatch):
+    monkeypatch.setattr(sampling, "CPU_BATCH", 4)
+    labels, config = parse_labels("0-9", 10), SamplingConfig(steps=3, guidance=2.0)
+    batches = list(draw(small, labels, 30, config))
+    alone = torch.cat(list(draw(small, labels[7:8], 37, config)))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert (torch.cat(batches)[7].int() - alone[0].int()).abs().max() <= 1
+    assert not torch.equal(torch.cat(batches)[6], alone[0])
 
 
-def test_steps_and_guidance_reach_the_flow(small):
-    label = torch.tensor([3])
-    path = list(states(small, label, [0], steps=5, guidance=1.0))
+def test_the_sampling_configuration_reaches_the_flow(small):
+    config = SamplingConfig(steps=5)
+    path = list(states(small, torch.tensor([3]), [0], config))
     assert [round(state.t, 3) for state in path] == [1, 0.867, 0.71, 0.521, 0.29, 0]  # shifted by 1.63206
-    stronger = list(states(small, label, [0], steps=5, guidance=3.0))
+    unshifted = list(states(small, torch.tensor([3]), [0], replace(config, time_shift=1)))
+    assert [round(state.t, 3) for state in unshifted] == [1, 0.8, 0.6, 0.4, 0.2, 0]
+    stronger = list(states(small, torch.tensor([3]), [0], replace(config, guidance=3)))
     assert not torch.allclose(path[-1].x, stronger[-1].x)
 
 
+def test_one_digit_keeps_every_state(small):
+    config = SamplingConfig(steps=4)
+    film = draw_one(small, 3, 7, config)
+    assert torch.equal(film.digit, torch.cat(list(draw(small, torch.tensor([3]), 7, config)))[0])
+    assert torch.equal(film.predicted[-1], film.digit)
+    assert (
+        film.predicted[-2].int() - film.digit.int()
+    ).abs().max() <= 1  # the last step goes to the image predicted there
+    assert [len(pictures) for pictures in (film.times, film.noisy, film.predicted, film.velocity)] == [5, 5, 5, 4]
+    assert film.frames(3) == [0, 2, 4]
+    assert film.frames(99) == [0, 1, 2, 3, 4]
+
+
+def test_comparing_steps_starts_from_the_same_noise(small, monkeypatch):
+    monkeypatch.setattr(sampling, "STEP_COUNTS", (1, 4))
+    labels, config = torch.tensor([3, 5]), SamplingConfig(guidance=2)
+    compared = {steps: pixels for steps, pixels, _ in compare_steps(small, labels, 7, config)}
+    assert list(compared) == [1, 4]
+    for place, label in enumerate([3, 5]):
+        alone = draw_one(small, label, 7, replace(config, steps=4)).digit
+        assert (compared[4][place].int() - alone.int()).abs().max() <= 1
+
+
 def run(capsys, *arguments):
-    """Status and what the command printed on stderr besides its progress."""
+    """Status of the command, and what it printed on stderr."""
     try:
         status = main([str(argument) for argument in arguments])
     except SystemExit as stop:
@@ -89,8 +156,18 @@ def test_command_writes_a_labelled_data_set(small_weights, tmp_path, capsys):
     assert data["labels"].tolist() == [3, 11, 3, 11, 3]
     assert data["labels"].dtype == np.int64
     network = weights.load(str(small_weights)).network
-    expected = torch.cat(list(draw(network, torch.from_numpy(data["labels"]), 0, 2, 1.0)))
+    expected = torch.cat(list(draw(network, torch.from_numpy(data["labels"]), 0, SamplingConfig(steps=2))))
     assert np.array_equal(data["images"], expected.numpy())
+
+
+def test_what_is_not_asked_for_is_that_of_the_weights(small, tmp_path, capsys):
+    own = SamplingConfig(steps=3, guidance=2, time_shift=4)
+    weights.save(small, tmp_path / "own", own, {})
+    for asked, config in {(): own, ("--guidance", 1): replace(own, guidance=1)}.items():
+        out = tmp_path / "digits.npz"
+        assert run(capsys, "--weights", tmp_path / "own", "--count", 2, "--out", out, *asked)[0] == 0
+        expected = torch.cat(list(draw(weights.load(str(tmp_path / "own")).network, torch.arange(2), 0, config)))
+        assert np.array_equal(np.load(out)["images"], expected.numpy())
 
 
 def test_command_writes_a_sheet(small_weights, tmp_path, capsys):
@@ -135,7 +212,7 @@ def test_a_failed_drawing_leaves_the_old_file(small_weights, tmp_path, capsys, m
     def fail(*arguments):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(generate, "save", fail)
+    monkeypatch.setattr(images, "save", fail)
     status, error = run(capsys, "--weights", small_weights, "--count", 1, "--steps", 1, "--out", out)
     assert status == 2
     assert "the disk is full" in error

@@ -1,43 +1,68 @@
-"""The rooms know only what is below them."""
+"""Which module may import which."""
 
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
+FILES = [ROOT / "app.py", *sorted((ROOT / "model").rglob("*.py")), *sorted((ROOT / "training").rglob("*.py"))]
 
 
-def imports(folder: str) -> dict[str, set[str]]:
-    """The modules that each file of a folder imports anywhere, by file name."""
-    found = {}
-    for path in sorted((ROOT / folder).glob("*.py")):
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        found[path.name] = names
-    assert found
-    return found
+def module(path: Path) -> str:
+    """The name under which Python imports a file: `training.measure.plots`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def rooms(names: set[str]) -> set[str]:
-    return {name.split(".")[0] for name in names}
+def imported(source: str) -> set[str]:
+    """Every module that a source imports anywhere; for `from a import b` both `a` and `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def test_arrows_run_one_way():
-    for name, names in imports("model").items():
-        assert not rooms(names) & {"app", "training", "tests", "gradio"}, name
-    for name, names in imports("training").items():
-        assert not rooms(names) & {"app", "tests", "gradio"}, name
-    assert not rooms(imports(".")["app.py"]) & {"training", "tests"}
+IMPORTS = {module(path): imported(path.read_text(encoding="utf-8")) for path in FILES}
+# Commands are the app and the modules with a main block right in model/ and training/; below those are libraries.
+COMMANDS = {
+    module(path)
+    for path in FILES
+    if module(path).count(".") <= 1 and '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
+}
 
 
-def test_the_flow_knows_no_network():
-    assert not {name for name in imports("model")["flow.py"] if name.startswith("model")} - {
-        "model.images",
-        "model.images.SIZE",
-    }
+def outside(name: str, *allowed: str) -> set[str]:
+    """The packages of the project, except the `allowed`, that a module imports."""
+    packages = {imported.split(".")[0] for imported in IMPORTS[name]}
+    return packages & {"app", "model", "training", "tests"} - set(allowed)
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b\ndef f():\n    from c import d\n    if True:\n        import e as f\n"
+    assert imported(source) == {"a.b", "c", "c.d", "e"}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_the_app_and_training_import_model_and_nothing_imports_them(name):
+    assert not outside(name, "model", *(["training"] if name.startswith("training") else []))
+    if not name.startswith("app"):
+        assert not {imported for imported in IMPORTS[name] if imported.split(".")[0] == "gradio"}
+
+
+def test_the_flow_only_knows_the_size_of_an_image():
+    project = {imported for imported in IMPORTS["model.flow"] if imported.split(".")[0] in ("model", "training", "app")}
+    assert project == {"model.images", "model.images.SIZE"}
+
+
+def test_a_command_is_imported_by_nobody():
+    assert {"app", "model.generate", "training.train", "training.evaluate"} <= COMMANDS
+    importers = {name: found for name, names in IMPORTS.items() if (found := names & COMMANDS)}
+    assert not importers
 
 
 def test_weights_hold_no_python():

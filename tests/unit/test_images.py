@@ -14,7 +14,7 @@ def test_pixels_go_to_the_model_and_back_unchanged():
     assert torch.equal(images.to_pixels(x, 0.5, 0.3081), pixels)
 
 
-def test_white_is_where_the_scale_says():
+def test_mean_and_std_are_those_of_pixels_from_0_to_1():
     x = images.to_model(torch.tensor([[[0, 255]]], dtype=torch.uint8), 0.5, 0.25)
     assert x.flatten().tolist() == [-2, 2]
     assert images.to_pixels(torch.tensor([[[[-9.0, 9.0, 0.0]]]]), 0.5, 0.25).flatten().tolist() == [0, 255, 128]
@@ -35,11 +35,11 @@ def test_png_keeps_every_pixel():
     assert np.array_equal(back[1::3, 1::3], pixels.numpy())
 
 
-def test_animation_plays_once_and_rests_on_the_last():
+def test_animation_plays_once_and_stops_on_the_last():
     frames = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
     file = Image.open(io.BytesIO(images.animation(frames, milliseconds=500)))
     assert file.n_frames == 1 + 5
     assert file.info["loop"] == 1
-    for place, frame in ((0, 4), (1, 0), (4, 3), (5, 4)):  # before the film, for viewers that know none, its end
+    for place, frame in ((0, 4), (1, 0), (4, 3), (5, 4)):  # image 0 is for viewers without animation
         file.seek(place)
         assert np.array_equal(np.array(file.convert("L")), frames[frame].numpy())

@@ -1,11 +1,14 @@
-"""The figures against answers known beforehand."""
+"""Metrics and their plots against known answers."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from training import figures
+from training.measure import metrics, plots
 
-pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
+for package in ("torchmetrics", "matplotlib"):
+    pytest.importorskip(package, reason=f"{package} is a development package")
 
 
 def cloud(mean, covariance, count: int = 400, seed: int = 0) -> torch.Tensor:
@@ -17,64 +20,65 @@ def cloud(mean, covariance, count: int = 400, seed: int = 0) -> torch.Tensor:
     return (torch.linalg.cholesky(covariance) @ white).T + torch.tensor(mean, dtype=torch.float64)
 
 
-def test_a_set_is_at_no_distance_from_itself():
+def test_a_set_has_distance_0_from_itself():
     points = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-    assert figures.frechet(points, points) == pytest.approx(0, abs=1e-9)
-    assert figures.manifold(points, points) == pytest.approx(
+    assert metrics.frechet(points, points) == pytest.approx(0, abs=1e-9)
+    assert metrics.prdc(points, points) == pytest.approx(
         {"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1}, abs=0.05
     )
 
 
 def test_frechet_of_two_gaussians_is_the_closed_form():
     a, b = cloud([0, 0], [[4, 0], [0, 1]]), cloud([3, 1], [[1, 0], [0, 9]], seed=1)
-    assert figures.frechet(a, b) == pytest.approx(3**2 + 1**2 + (2 - 1) ** 2 + (1 - 3) ** 2, rel=1e-9)
+    assert metrics.frechet(a, b) == pytest.approx(3**2 + 1**2 + (2 - 1) ** 2 + (1 - 3) ** 2, rel=1e-9)
     # correlated: the trace of the root of a 2 × 2 product is √(trace + 2·√determinant)
     a, b = [[2.0, 0.5], [0.5, 1.0]], [[1.0, -0.3], [-0.3, 3.0]]
     product = torch.tensor(a) @ torch.tensor(b)
     root = (product.trace() + 2 * product.det().sqrt()).sqrt().item()
-    assert figures.frechet(cloud([0, 0], a), cloud([0, 0], b, seed=1)) == pytest.approx(3 + 4 - 2 * root, rel=1e-5)
+    assert metrics.frechet(cloud([0, 0], a), cloud([0, 0], b, seed=1)) == pytest.approx(3 + 4 - 2 * root, rel=1e-5)
 
 
-def test_kernel_of_two_points_is_the_closed_form():
+def test_kid_of_two_points_is_the_closed_form(monkeypatch):
+    monkeypatch.setattr(metrics, "KID_SUBSETS", 2)  # each subset is the whole set here
     a, b = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 3.0])
     k = lambda x, y: (x @ y / 2 + 1).item() ** 3  # noqa: E731
-    found = figures.kernel(a.expand(40, 2), b.expand(50, 2))
+    found = metrics.kid(a.expand(40, 2), b.expand(50, 2))
     assert found == pytest.approx(k(a, a) + k(b, b) - 2 * k(a, b), rel=1e-6)
     drawn, real = (torch.randn(400, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    # unbiased: little to be seen between two draws of one law
-    assert 20 * abs(figures.kernel(drawn, real)) < figures.kernel(drawn + 1, real)
+    # unbiased: nearly 0 between two samples of one distribution
+    assert 20 * abs(metrics.kid(drawn, real)) < metrics.kid(drawn + 1, real)
 
 
-def test_manifold_by_hand():
+def test_prdc_by_hand():
     """Real 0, 1, 3, 7 and k = 1: radii 1, 1, 2, 4. Drawn 0.5, 4, 40: radii 3.5, 3.5, 36."""
     drawn, real = torch.tensor([[0.5], [4.0], [40.0]]), torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    assert figures.radii(real, 1).tolist() == [1, 1, 2, 4]
-    assert figures.radii(drawn, 1).tolist() == [3.5, 3.5, 36]
-    found = figures.manifold(drawn, real, k=1)
-    # 0.5 lies in the balls of 0 and 1, 4 in those of 3 and 7, 40 in none; 7 lies 3 from 4, and all real points in a drawn ball
+    assert metrics.radii(real, 1).tolist() == [1, 1, 2, 4]
+    assert metrics.radii(drawn, 1).tolist() == [3.5, 3.5, 36]
+    found = metrics.prdc(drawn, real, k=1)
+    # 0.5 lies in the balls of 0 and 1, 4 in those of 3 and 7, 40 in none; all real points lie in a drawn ball
     assert found == pytest.approx({"precision": 2 / 3, "recall": 1, "density": 4 / 3, "coverage": 1})
-    found = figures.manifold(real, drawn, k=1)
-    # 0, 1 and 3 lie in the ball of 0.5; 1, 3 and 7 in that of 4; 7 in that of 40; of the drawn only 0.5 and 4 lie in a real ball
+    found = metrics.prdc(real, drawn, k=1)
+    # 0, 1 and 3 lie in the ball of 0.5, 1, 3 and 7 in that of 4, 7 in that of 40; 40 lies in no real ball
     assert found == pytest.approx({"precision": 1, "recall": 2 / 3, "density": 7 / 4, "coverage": 1})
 
 
-def test_a_lost_mode_costs_coverage_and_recall_and_a_foreign_one_precision():
+def test_a_missing_mode_lowers_coverage_and_recall_and_a_foreign_one_precision():
     modes = [torch.randn(300, 4, generator=torch.Generator().manual_seed(i)) + 20 * i for i in range(4)]
-    lost = figures.manifold(torch.cat(modes[:3]), torch.cat(modes))
-    assert lost["coverage"] < 0.78
-    assert lost["recall"] < 0.78
-    assert lost["precision"] == 1
-    foreign = figures.manifold(torch.cat(modes), torch.cat(modes[:3]))
+    missing = metrics.prdc(torch.cat(modes[:3]), torch.cat(modes))
+    assert missing["coverage"] < 0.78
+    assert missing["recall"] < 0.78
+    assert missing["precision"] == 1
+    foreign = metrics.prdc(torch.cat(modes), torch.cat(modes[:3]))
     assert foreign["precision"] < 0.78
     assert foreign["coverage"] > 0.95
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_the_chunk_size_changes_nothing(monkeypatch):
     drawn, real = torch.randn(70, 3), torch.randn(90, 3)
     pixels = torch.randint(0, 256, (160, 28, 28), dtype=torch.uint8)
-    whole = figures.manifold(drawn, real), figures.nearest(pixels[:70], pixels[70:])[1].tolist()
-    monkeypatch.setattr(figures, "CHUNK", 7)
-    assert (figures.manifold(drawn, real), figures.nearest(pixels[:70], pixels[70:])[1].tolist()) == whole
+    whole = metrics.prdc(drawn, real), metrics.nearest(pixels[:70], pixels[70:])[1].tolist()
+    monkeypatch.setattr(metrics, "CHUNK", 7)
+    assert (metrics.prdc(drawn, real), metrics.nearest(pixels[:70], pixels[70:])[1].tolist()) == whole
 
 
 def test_nearest_is_the_distance_in_pixels():
@@ -84,31 +88,83 @@ def test_nearest_is_the_distance_in_pixels():
     image = torch.zeros(2, 28, 28, dtype=torch.uint8)
     image[0] = 255
     image[1, 0, :2] = 255
-    distance, index = figures.nearest(image, training)
+    distance, index = metrics.nearest(image, training)
     assert index.tolist() == [1, 2]
     assert distance.tolist() == [0, 1]
 
 
-def test_copies_are_those_nearer_than_one_real_image_in_a_hundred():
+def test_copies_are_closer_than_one_real_image_in_a_hundred():
     real = torch.arange(1000) + 1.0
-    found = figures.copies(torch.tensor([0.0, 5.0, 500.0, 900.0]), real)
+    found = metrics.copies(torch.tensor([0.0, 5.0, 500.0, 900.0]), real)
     assert found["share"] == 0.5
     assert found["limit"] == pytest.approx(10.99)
     assert found["real_share"] == pytest.approx(0.01, abs=0.002)
 
 
-def test_mann_whitney_has_its_sign_and_size():
-    low, high = torch.arange(10.0), torch.arange(10.0) + 100
-    whole = 50 / (10 * 10 * 21 / 12) ** 0.5
-    assert figures.mann_whitney(low, high) == pytest.approx(-whole)
-    assert figures.mann_whitney(high, low) == pytest.approx(whole)
-    assert figures.mann_whitney(low, low) == 0
-
-
-def test_flat_images_are_measured_in_levels():
+def test_blank_errors_are_in_levels_of_255():
     images = torch.full((2, 28, 28), 255, dtype=torch.uint8)
     images[0, 0, 0] = 245
-    found = figures.flat(images, 255)
+    found = metrics.blank_error(images, 255)
     assert (found["count"], found["worst"]) == (2, 10)
     assert found["mean"] == pytest.approx(255 - 10 / (2 * 784))
     assert found["spread"] == pytest.approx(10 / (2 * 784) ** 0.5, rel=1e-2)
+
+
+# ---- plots
+
+
+@pytest.mark.parametrize("half", [0, 1, 3])
+def test_the_moving_average_of_a_line_is_that_line_up_to_the_last_values(half):
+    line = 5 - 0.25 * torch.arange(40, dtype=torch.float64)
+    torch.testing.assert_close(plots.moving_average(line, half), line[: 40 - half])
+
+
+@pytest.mark.parametrize(("peak", "reach"), [(40, 2), (9, 1), (3, 0)])
+def test_the_moving_average_is_centred_and_narrower_at_the_start(peak, reach):
+    loss = torch.zeros(60, dtype=torch.float64)
+    loss[peak] = 1
+    expected = torch.zeros(58, dtype=torch.float64)
+    expected[peak - reach : peak + reach + 1] = 1 / (2 * reach + 1)
+    torch.testing.assert_close(plots.moving_average(loss, 2), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_a_loss_curve_of_any_length_is_drawn(count, tmp_path):
+    plots.loss_curve(tmp_path / "loss.png", [{"images": 128 * i, "loss": 1 / i} for i in range(1, count + 1)])
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.size == (1050, 525)
+
+
+def test_the_sheet_of_samples_has_a_column_per_class(tmp_path):
+    labels = torch.tensor([3, 0, 3, 9])
+    pixels = torch.tensor([100, 50, 120, 200], dtype=torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)
+    plots.samples(tmp_path / "samples.png", pixels, labels, rows=2)
+    with Image.open(tmp_path / "samples.png") as image:
+        sheet = np.array(image)
+    pitch, middle = 3 * (28 + 2), 3 * (2 + 14)
+    assert sheet[middle, middle::pitch].tolist() == [50, 0, 0, 100, 0, 0, 0, 0, 0, 200]
+    assert sheet[middle + pitch, middle::pitch].tolist() == [0, 0, 0, 120, 0, 0, 0, 0, 0, 0]
+
+
+def test_neighbours_are_drawn_for_classes_with_any_number_of_digits(tmp_path):
+    labels = torch.tensor([0, 0, 0, 5])
+    pixels = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    plots.neighbours(tmp_path / "neighbours.png", pixels, labels, torch.arange(4.0), pixels)
+    with Image.open(tmp_path / "neighbours.png") as image:
+        assert image.size == (1500, 750)
+
+
+@pytest.mark.parametrize(("over", "width"), [("steps", 1800), ("time_shift", 1950)])
+def test_a_sweep_is_drawn_with_a_line_per_number_of_steps_over_the_shift(over, width, tmp_path):
+    rows = [
+        {
+            "settings": {"count": 2000, "steps": steps, "guidance": 1.0, "time_shift": shift},
+            "drawn": {"fd_ratio": 8 / steps, "coverage": 0.9, "accuracy": 0.98},
+            "real": {"fd_ratio": 1.0, "coverage": 0.95, "accuracy": 0.99},
+        }
+        for steps in (2, 4)
+        for shift in (1.0, 2.5)
+    ]
+    plots.sweep(tmp_path / "sweep.png", over, rows)
+    with Image.open(tmp_path / "sweep.png") as image:
+        assert image.size == (width, 570)

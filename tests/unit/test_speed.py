@@ -1,29 +1,40 @@
+from types import SimpleNamespace
+
 import torch
 
-from model import benchmark
+from model import benchmark, sampling, speed
 from model.dit import DiT
+from model.sampling import SamplingConfig
 
 
-def test_the_matrix_products_of_a_step_are_all_counted():
-    digits, tokens, width = 3, 196, 256
-    shapes = benchmark.products(DiT(width=width, depth=2, heads=4), digits)
-    counted = sum(2 * b * m * k * n for b, m, k, n in shapes)
-    image = digits * tokens * (2 * width * 384 + 2 * width**2 + 2 * 8 * width**2) * 2
-    label = (
-        digits * (2 * width * 384 + 2 * width**2 + 2 * 8 * width**2) + digits * 2 * width * 128
-    )  # the last block only reads the class
-    attention = digits * (4 * (tokens + 1) + 4 * tokens) * 197 * 64 * 2 * 2
-    ends = digits * tokens * 2 * 2 * 4 * width
+def test_flops_are_those_counted_by_hand():
+    tokens, width, heads, blocks = 196, 256, 4, 2
+    head_dim = width // heads
+    qkv = 2 * width * (width + 2 * head_dim)
+    per_token = qkv + 2 * width**2 + 2 * 8 * width**2  # and the output projection and the MLP
+    image = blocks * tokens * per_token
+    label = per_token + 2 * width * 2 * head_dim  # the last block only takes keys and values from it
+    queries = heads * ((tokens + 1) + tokens)
+    attention = 2 * queries * (tokens + 1) * head_dim * 2  # scores, and weighted sums
+    ends = tokens * 2 * 2 * 4 * width
     time = 2 * 2 * width**2 + 2 * width * width * (12 + 8 + 2)
+    counted = speed.flops(DiT(width=width, depth=blocks, heads=heads))
     assert counted == image + label + attention + ends + time
 
 
-def test_the_plain_loop_draws_the_same_digits():
-    torch.manual_seed(0)
-    network = DiT(width=32, depth=2, heads=2).requires_grad_(False)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    labels = torch.arange(3)
-    drawn = torch.cat(list(benchmark.draw(network, labels, 5, 4, 1.0)))
-    assert (drawn.int() - benchmark.plain(network, labels, 5, 4).int()).abs().max() <= 1
+def test_seconds_is_the_shortest_of_at_least_three_runs(monkeypatch):
+    now, runs = [0.0], iter([9.0, 4.0, 2.0, 3.0])  # the first run is a warm-up
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def function():
+        now[0] += next(runs)
+
+    assert speed.seconds(function, torch.device("cpu"), budget=1.0) == 2.0
+    assert next(runs, None) is None
+
+
+def test_the_plain_loop_draws_the_same_digits(small):
+    labels, config = torch.arange(3), SamplingConfig(4)
+    drawn = torch.cat(list(sampling.draw(small, labels, 5, config)))
+    assert (drawn.int() - benchmark.plain(small, labels, 5, config).int()).abs().max() <= 1
     assert drawn.float().std() > 10

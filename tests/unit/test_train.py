@@ -1,6 +1,10 @@
+"""The trainer: its objective, its batches, its configuration, and whole runs on a tiny network and data set."""
+
 import argparse
 import json
 import math
+import shlex
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,264 +13,431 @@ from PIL import Image
 from torch import nn
 
 from model import flow, images, weights
-from model.generate import MNIST_HISTOGRAM
+from model.dit import DiT
+from model.sampling import MNIST_HISTOGRAM, SamplingConfig, states
 from tests.conftest import TINY
-from training import checkpoint, data, train
+from tests.recovery.kills import equal, flat
+from training import checkpoint, data, trainer
 from training.config import PRESETS, Config, add_options
-from training.defaults import set_defaults
-from training.train import Run, learning_rate, main, make_loss, start, update_ema
+from training.objective import learning_rate, make_loss, update_ema
+from training.release.card import is_default
+from training.run_folder import RunFolder
+from training.train import start
+from training.trainer import Trainer
+
+CPU = torch.device("cpu")
+FULL, REFERENCE = (Config(**PRESETS[name]) for name in ("full", "reference"))
 
 
-def test_eight_images_are_learned_by_heart():
-    """The network, the loss and the sampler together: what is drawn are the images of the classes."""
-    config = Config(**{**TINY, "width": 64, "depth": 2, "patch": 4, "batch": 16, "lr": 2e-3})
-    torch.manual_seed(0)
+def rows(path) -> list[dict]:
+    """The lines of a .jsonl file; fails for NaN and Infinity, which are not JSON."""
+    return [json.loads(line, parse_constant=lambda word: pytest.fail(word)) for line in path.open()]
+
+
+def parsed(command: str) -> Config:
+    """The configuration that a training command gives."""
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "training.train"]
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return Config(**vars(parser.parse_args(words[3:])))
+
+
+# ---- loss, batches, average, learning rate
+
+
+def test_network_memorizes_eight_images():
+    """Network, loss and sampler together: after training, they draw the training images."""
+    config = Config(width=64, depth=2, heads=2, patch=7, batch=16, lr=4e-3, warmup_steps=2)
     pixels = torch.zeros(8, 28, 28, dtype=torch.uint8)
     for i in range(8):
         pixels[i, 3 * i : 3 * i + 4, 4:24] = 255  # a bar, lower for each class
-    device = torch.device("cpu")
-    network = train.DiT(**config.network())
-    draws = data.Draws(pixels.repeat(2, 1, 1), torch.arange(8).repeat(2), 16, 0.1, network.null_label, 0, device)
-    loss_of, optimizer = make_loss(network, config, device), torch.optim.AdamW(network.parameters(), lr=config.lr)
+    network = DiT(**config.network())
+    batches = data.Batches(pixels.repeat(2, 1, 1), torch.arange(8).repeat(2), 16, 0.1, network.null_label, 0, CPU)
+    loss_of = make_loss(network, config, CPU)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, config.beta2))
     losses = []
-    for step in range(400):
-        loss = loss_of(*draws.at(step))
+    for step in range(steps := 250):
+        loss = loss_of(*batches.at(step))
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, config)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     assert sum(losses[-20:]) / 20 < 0.15 * losses[0]
-    *_, last = train.states(network, torch.arange(8), range(8), steps=20, guidance=1.0)
+    *_, last = states(network, torch.arange(8), range(8), SamplingConfig())
     drawn = images.to_pixels(last.x, config.pixel_mean, config.pixel_std)
     distances = torch.cdist(drawn.flatten(1).float(), pixels.flatten(1).float())
     assert distances.argmin(1).tolist() == list(range(8))
     assert (drawn.float() - pixels).abs().mean() < 40
 
 
-def test_loss_is_the_error_of_the_velocity():
+def test_loss_is_the_squared_error_of_the_velocity():
     config = Config(**TINY)
-    draw = data.Draw(
-        torch.full((4, 28, 28), 255, dtype=torch.uint8), torch.arange(4), torch.randn(4, 1, 28, 28), torch.zeros(4)
-    )
+    white = torch.full((4, 28, 28), 255, dtype=torch.uint8)
+    batch = data.Batch(white, torch.arange(4), torch.randn(4, 1, 28, 28), torch.zeros(4))
     image = (1 - config.pixel_mean) / config.pixel_std
 
-    def exact(x, t, labels):  # from x_t and t alone, with all images white
+    def exact(x, t, labels):  # the velocity from x_t and t alone, as all images are white
         assert t.tolist() == pytest.approx([config.time_shift / (1 + config.time_shift)] * 4)
         return (x - image) / t.view(-1, 1, 1, 1)
 
-    assert make_loss(exact, config, torch.device("cpu"))(*draw) < 1e-10
-    zero = make_loss(lambda x, t, labels: torch.zeros_like(x), config, torch.device("cpu"))(*draw)
-    torch.testing.assert_close(zero, (draw.noise - image).square().mean())
+    assert make_loss(exact, config, CPU)(*batch) < 1e-10
+    of_zero = make_loss(lambda x, t, labels: torch.zeros_like(x), config, CPU)(*batch)
+    torch.testing.assert_close(of_zero, (batch.noise - image).square().mean())
 
 
-def test_every_image_once_an_epoch_and_the_same_draw_for_the_same_step():
+def test_each_epoch_has_every_image_once_and_each_step_its_own_batch():
     pixels = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)
-    draws, again = (data.Draws(pixels, torch.zeros(40).long(), 10, 0.25, 12, 5, torch.device("cpu")) for _ in range(2))
+    batches, again = (data.Batches(pixels, torch.zeros(40).long(), 10, 0.25, 12, 5, CPU) for _ in range(2))
     for epoch in range(2):
-        seen = torch.cat([draws.at(4 * epoch + i).pixels[:, 0, 0] for i in range(4)])
+        seen = torch.cat([batches.at(4 * epoch + i).pixels[:, 0, 0] for i in range(4)])
         assert sorted(seen.tolist()) == list(range(40))
-    assert not torch.equal(draws.at(0).pixels, draws.at(4).pixels)
-    for first, second in zip(draws.at(6), again.at(6), strict=True):
-        assert torch.equal(first, second)
-    assert not torch.equal(draws.at(6).noise, draws.at(7).noise)
-    dropped = sum((draws.at(i).labels == 12).sum().item() for i in range(200)) / 2000
+    assert not torch.equal(batches.at(0).pixels, batches.at(4).pixels)
+    assert all(map(torch.equal, batches.at(6), again.at(6)))
+    assert not torch.equal(batches.at(6).noise, batches.at(7).noise)
+    dropped = sum((batches.at(i).labels == 12).sum().item() for i in range(200)) / 2000
     assert dropped == pytest.approx(0.25, abs=0.03)
 
 
-def test_blank_images_have_their_classes():
+def test_blank_images_have_classes_of_their_own():
     pixels, labels = data.with_blanks(torch.ones(3, 28, 28, dtype=torch.uint8), torch.tensor([1, 2, 3]), 2)
     assert labels.tolist() == [1, 2, 3, 10, 10, 11, 11]
     assert pixels[3:, 0, 0].tolist() == [0, 0, 255, 255]
 
 
-def test_real_mnist_with_its_blanks(mnist_root):
+@pytest.mark.slow
+def test_real_mnist_with_blank_images(mnist_root):
     pixels, labels = data.with_blanks(*data.load("mnist", mnist_root), 1000)
     assert pixels.shape == (62_000, 28, 28)
     assert labels.bincount().tolist() == [*MNIST_HISTOGRAM, 1000, 1000]
 
 
-def test_average_has_its_half_life():
-    config = Config(batch=10, ema_images=100.0, ema_ramp=1e9)
+@pytest.mark.parametrize(
+    ("options", "steps", "remaining"),
+    [
+        ({"ema_images": 100.0, "ema_ramp": 1e9}, range(1, 11), 1 / 2),
+        ({"ema_images": 100.0, "ema_ramp": 1e9}, range(1, 21), 1 / 4),
+        ({"ema_images": 1e9, "ema_ramp": 1.0}, range(1, 5), 0.5 ** (1 + 1 / 2 + 1 / 3 + 1 / 4)),
+        ({"ema_images": 1e9, "ema_ramp": 0.5}, range(101, 104), 0.25 ** (1 / 101 + 1 / 102 + 1 / 103)),
+    ],
+)
+def test_moving_average_has_its_half_life(options, steps, remaining):
+    """10 images per step; early in a run the half-life is a share of the images seen."""
+    config = Config(batch=10, **options)
     average, network = nn.Linear(1, 1), nn.Linear(1, 1)
     nn.init.zeros_(average.weight)
     nn.init.ones_(network.weight)
-    for step in range(1, 11):
-        update_ema(average, network, 10 * step, config.ema_images, config, torch.ones(()))
-    assert average.weight.item() == pytest.approx(0.5)
+    for step in steps:
+        update_ema(average, network, 10 * step, config, torch.ones(()))
+    assert average.weight.item() == pytest.approx(1 - remaining, rel=1e-5)
+    update_ema(average, network, 10 * step, config, torch.zeros(()))  # a skipped step
+    assert average.weight.item() == pytest.approx(1 - remaining, rel=1e-5)
 
 
-def test_average_of_a_short_run_forgets_the_start():
-    config = Config(batch=10, ema_images=1e9, ema_ramp=0.05)
-    average, network = nn.Linear(1, 1), nn.Linear(1, 1)
-    nn.init.zeros_(average.weight)
-    nn.init.ones_(network.weight)
-    for step in range(1, 101):
-        update_ema(average, network, 10 * step, config.ema_images, config, torch.ones(()))
-    assert average.weight.item() > 0.999
+@pytest.mark.parametrize(
+    ("config", "rates"),
+    [
+        (
+            FULL,
+            {0: 1e-6, 499: 5e-4, 999: 1e-3, 30_000: 1e-3, 36_300: 1e-3, 54_450: 5e-4, 72_599: 1e-3 * 2 / 72_600},
+        ),
+        (REFERENCE, {0: 2e-7, 499: 1e-4, 999: 2e-4, 30_000: 2e-4, 36_300: 2e-4, 54_450: 2e-4, 72_599: 2e-4}),
+        (replace(FULL, warmup_steps=0, decay_share=1.0), {0: 1e-3, 18_150: 7.5e-4, 72_599: 1e-3 / 72_600}),
+    ],
+    ids=["full", "reference", "decay only"],
+)
+def test_learning_rate_warms_up_stays_and_decays(config, rates):
+    assert {step: learning_rate(step, 72_600, config) for step in rates} == pytest.approx(rates)
 
 
-def test_learning_rate_warms_up_stays_and_falls():
-    config = Config(lr=1.0, warmup_steps=10, decay_share=0.4)
-    assert [learning_rate(step, 100, config) for step in (0, 4, 9, 50, 60)] == pytest.approx([0.1, 0.5, 1, 1, 1])
-    assert [learning_rate(step, 100, config) for step in (80, 99)] == pytest.approx([0.5, 0.025])
+# ---- the configuration
 
 
-def test_a_run_leaves_all_that_it_promises(go, tmp_path, capsys):
+def test_presets_are_valid_and_full_is_the_default():
+    presets = {name: Config(**options) for name, options in PRESETS.items()}
+    assert presets["full"] == Config()
+    kept = ("batch", "epochs", "clip", "warmup_steps", "decay_share", "guidance")
+    assert [getattr(REFERENCE, name) for name in kept] == [256, 300, 2.0, 1000, 0, 1]
+    assert (REFERENCE.lr, REFERENCE.beta2) == (2e-4, 0.999)
+    assert (FULL.lr, FULL.beta2, FULL.decay_share, FULL.guidance) == (1e-3, 0.99, 0.5, 1.15)
+    assert flow.shifted(0.5, Config.time_shift) == pytest.approx(1 / (1 + math.exp(-0.48984)), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(Config(**options) for options in PRESETS.values()),
+        Config(time_mean=-0.5, init="my runs/a", seed=2**31 - 1, data="fashion"),
+    ],
+)
+def test_recorded_command_gives_the_same_recipe(config):
+    elsewhere = replace(config, device="cpu", compile=False, log_every=7, checkpoint_every=1.0, data_root="there")
+    assert elsewhere.command() == config.command()  # the recipe, and nothing about the machine
+    assert parsed(config.command()).recipe() == config.recipe()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": -1}, "lr must be a number from 1e-09 to 1, not -1"),
+        ({"lr": float("nan")}, "lr must be a number from 1e-09 to 1, not nan"),
+        ({"lr": "fast"}, "lr must be a number from 1e-09 to 1, not 'fast'"),
+        ({"batch": 2.5}, "batch must be a whole number from 1, not 2.5"),
+        ({"batch": True}, "batch must be a whole number from 1, not True"),
+        ({"seed": 2**31}, "seed must be a whole number from 0 to 2147483647, not 2147483648"),
+        ({"compile": 1}, "compile must be a bool, not 1"),
+        ({"init": None}, "init must be a str, not None"),
+        ({"data": "cats"}, "data must be mnist, fashion, kmnist, not 'cats'"),
+    ],
+)
+def test_configuration_names_the_field_and_its_range(options, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        Config(**options)
+    assert str(error.value) == words
+
+
+@pytest.mark.parametrize("content", ['{"colour": "red"}', "[1, 2]", "{"])
+def test_other_files_are_not_taken_for_a_configuration(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is not a configuration of this trainer"):
+        Config.load(tmp_path / "config.json")
+
+
+def test_released_weights_are_of_the_default_recipe():
+    released = weights.read(weights.BUNDLED)
+    record = json.loads((weights.BUNDLED / weights.METRICS).read_text())["training"]
+    assert is_default(record["command"]) is True
+    assert is_default(record["command"] + " --seed 1") is False
+    assert (record["data"], record["seed"], record["batch"]) == (Config.data, Config.seed, Config.batch)
+    assert (record["lr"], record["epochs"], record["steps"]) == (Config.lr, Config.epochs, 72_600)
+    assert released.sampling == SamplingConfig(guidance=Config.guidance, time_shift=Config.time_shift)
+    assert {name: getattr(released.network, name) for name in Config().network()} == Config().network()
+
+
+# ---- whole runs
+
+
+def test_run_leaves_everything_it_promises(go, tmp_path):
     assert go("--name", "a", epochs=2, preview_every=1) == 0
     run = tmp_path / "runs/a"
-    promised = "checkpoint.previous.pt checkpoint.pt config.json history.jsonl loss.png metrics.jsonl previews previews.gif weights"
-    assert sorted(path.name for path in run.iterdir() if path.name != ".lock") == promised.split()
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8]
-    assert all(math.isfinite(row["loss"]) for row in rows)
+    promised = (
+        "checkpoint.previous.pt checkpoint.pt config.json history.jsonl loss.png metrics.jsonl previews previews.gif"
+    )
+    assert sorted(path.name for path in run.iterdir() if path.name != ".lock") == [*promised.split(), "weights"]
+    log = rows(run / "metrics.jsonl")
+    assert [(row["step"], row["images"], row["nonfinite"]) for row in log] == [
+        (2, 64, 0),
+        (4, 128, 0),
+        (6, 192, 0),
+        (8, 256, 0),
+    ]
+    assert [row["lr"] for row in log] == pytest.approx([1e-3, 1e-3, 7.5e-4, 2.5e-4])  # decay over the last four steps
     assert sorted(path.name for path in (run / "previews").iterdir()) == ["0000000.png", "0000004.png", "0000008.png"]
     with Image.open(run / "previews.gif") as film:
         assert film.n_frames == 3
-    assert [json.loads(line)["step"] for line in (run / "history.jsonl").open()] == [0]
-    loaded = weights.load(str(run / "weights"))
-    assert loaded.metrics["training"]["images"] == 256
     assert Config.load(run / "config.json").epochs == 2
+    loaded = weights.load(str(run / "weights"), dtype=torch.float32)
+    record = loaded.metrics["training"]
+    assert (record["epochs"], record["steps"], record["images"]) == (2, 8, 256)
+    assert parsed(record["command"]).recipe() == Config.load(run / "config.json").recipe()
+    assert loaded.sampling == SamplingConfig(guidance=1.15, time_shift=1.63206)
+    assert "guidance" not in (run / "weights/config.json").read_text()
+    average = checkpoint.load(run)[0]["ema"]
+    for name, tensor in loaded.network.state_dict().items():
+        torch.testing.assert_close(tensor, average[name].half().float(), rtol=0, atol=0)
 
 
-def test_resuming_equals_not_stopping(go, tmp_path, monkeypatch):
-    assert go("--name", "whole", epochs=2.75, ema_also="5") == 0
-    calls = iter(range(100))
+def test_resumed_run_equals_an_uninterrupted_one(go, tmp_path):
+    """Stopped by a signal in mid-epoch, in mid-log-interval; network, average, optimizer and log agree bit for bit."""
+    assert go("--name", "whole", epochs=2.75) == 0
+    assert go("--name", "parts", epochs=2.75, stop_after=5) == 128 + 15
+    assert checkpoint.load(tmp_path / "runs/parts")[0]["step"] == 5
+    assert go("--resume", "runs/parts") == 0
+    whole, parts = (flat(checkpoint.load(tmp_path / "runs" / name)[0]) for name in ("whole", "parts"))
+    assert whole["step"] == 11
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if not equal(whole[name], parts[name])] == ["seconds"]
+    whole, parts = (rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert len(whole) == 5
+    assert [{**row, "seconds": 0} for row in whole] == [{**row, "seconds": 0} for row in parts]
 
-    def stop_after_five(self, loss, norm, rate, update=Run.update):
-        update(self, loss, norm, rate)
-        if next(calls) == 4:
-            self.stopped_by = 15
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "update", stop_after_five)
-        assert go("--name", "parts", epochs=2.75, ema_also="5") == 128 + 15
-    assert main(["--resume", "runs/parts"]) == 0
-    whole, parts = (checkpoint.load(tmp_path / "runs" / name)[0] for name in ("whole", "parts"))
-    assert whole["step"] == parts["step"] == 11
-    for part in ("network", "ema"):
-        for name, tensor in whole[part].items():
-            assert torch.equal(tensor, parts[part][name]), name
-            if part == "ema":
-                assert torch.equal(whole["ema_also"]["weights-5"][name], parts["ema_also"]["weights-5"][name]), name
-    rows = [
-        [json.loads(line)["loss"] for line in (tmp_path / "runs" / name / "metrics.jsonl").open()]
-        for name in ("whole", "parts")
+def test_interrupted_run_prints_how_to_continue(go, capsys):
+    assert go("--name", "a", epochs=1, stop_after=2) == 128 + 15
+    assert "Stopped at step 2. Continue with: python -m training.train --resume runs/a" in capsys.readouterr().out
+
+
+def test_history_and_summary_name_every_commit_and_device_of_a_run(go, tmp_path, monkeypatch):
+    run, recorded = tmp_path / "runs/a", []
+    for arguments, commit, device, stop_after in (
+        (["--name", "a"], "aaaa", "a laptop", 2),
+        (["--resume", "runs/a"], "bbbb", "a server", 3),
+        (["--resume", "runs/a"], "aaaa", "a laptop", None),
+    ):
+        monkeypatch.setattr(trainer, "git_commit", lambda commit=commit: commit)
+        monkeypatch.setattr(trainer, "described", lambda device, name=device: name)
+        assert go(*arguments, stop_after=stop_after, **({"epochs": 1.5} if "--name" in arguments else {})) in (0, 143)
+        recorded.append(weights.read(run / "weights").metrics["training"])
+    assert rows(run / "history.jsonl") == [
+        {"step": 0, "commit": "aaaa", "device": "a laptop", "torch": torch.__version__},
+        {"step": 2, "commit": "bbbb", "device": "a server", "torch": torch.__version__},
+        {"step": 3, "commit": "aaaa", "device": "a laptop", "torch": torch.__version__},
     ]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) == 5
+    both = ("aaaa, then bbbb", "a laptop, then a server")
+    assert [(record["commit"], record["device"]) for record in recorded] == [("aaaa", "a laptop"), both, both]
+    assert [record["steps"] for record in recorded] == [2, 3, 6]
+    assert {record["torch"] for record in recorded} == {torch.__version__}
 
 
-def test_every_average_has_its_half_life_and_its_folder(go, tmp_path):
-    assert go("--name", "a", epochs=2, ema_images=100, ema_also="400, 2", ema_ramp=1e9, lr=1e-2) == 0
-    state, _ = checkpoint.load(tmp_path / "runs/a")
-    behind = []  # how far each average is behind the network: the longer its half-life, the further
-    for folder in ("weights-400", "weights", "weights-2"):
-        drawn_with = weights.load(str(tmp_path / "runs/a" / folder), dtype=torch.float32).network.state_dict()
-        kept = state["ema"] if folder == "weights" else state["ema_also"][folder]
-        assert all(torch.allclose(drawn_with[name], tensor, atol=1e-3) for name, tensor in kept.items())
-        behind.append(sum((kept[name] - tensor).abs().sum().item() for name, tensor in state["network"].items()))
-    assert behind[0] > 1.2 * behind[1] > 20 * behind[2]
+def test_partial_preview_of_a_killed_run_is_not_in_the_film(go, tmp_path):
+    assert go("--name", "a", epochs=1, preview_every=1, stop_after=2) == 143
+    (tmp_path / "runs/a/previews/.0000002.77.png").write_bytes(b"partial")
+    assert go("--resume", "runs/a") == 0
+    with Image.open(tmp_path / "runs/a/previews.gif") as film:
+        assert film.n_frames == 2
 
 
-def test_a_preview_cut_by_a_kill_is_not_in_the_film(go, tmp_path):
-    assert go("--name", "a", epochs=1) == 0
-    (tmp_path / "runs/a/previews/.0000002.77.png").write_bytes(b"cut")
-    assert main(["--resume", "runs/a", "--epochs", "2"]) == 0
-
-
-def test_a_dry_run_writes_nothing(go, tmp_path, capsys):
+def test_dry_run_takes_a_step_and_writes_nothing(go, tmp_path, capsys):
     assert go("--name", "a", "--dry-run", epochs=3) == 0
-    assert "12 steps of 32: 384 images of mnist" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "12 steps of 32: 384 images of mnist" in shown
+    assert "rate 5.0e-04" in shown
     assert not (tmp_path / "runs").exists()
     assert go("--resume", "runs/a", "--dry-run") == 2
+    assert "leave out --resume" in capsys.readouterr().err
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(go, tmp_path):
+def test_resumed_run_keeps_its_recipe(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=2, stop_after=3) == 143
+    before = {path: path.read_bytes() for path in (tmp_path / "runs/a").iterdir() if path.is_file()}
+    assert go("--resume", "runs/a", epochs=5, lr=1e-4, batch=32) == 2  # of these, only the batch is the same
+    error = capsys.readouterr().err
+    assert "a resumed run keeps its epochs, lr; " in error
+    assert "--init runs/a/weights" in error
+    assert {path: path.read_bytes() for path in before} == before
+    assert go("--resume", "runs/a", log_every=4) == 0
+    assert Config.load(tmp_path / "runs/a/config.json") == Config(
+        **{**TINY, "epochs": 2, "log_every": 4, "data_root": str(tmp_path / "data")}
+    )
+    assert [row["step"] for row in rows(tmp_path / "runs/a/metrics.jsonl")] == [2, 4, 8]
+
+
+def test_edited_configuration_is_refused_on_resume(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=2, stop_after=3) == 143
+    run = tmp_path / "runs/a"
+    original = (run / "config.json").read_text()
+    for edited in ({"seed": 1}, {"batch": 16}, {"batch": 64, "seed": 3}, {"epochs": 3.0}):
+        (run / "config.json").write_text(json.dumps({**json.loads(original), **edited}))
+        before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+        capsys.readouterr()
+        assert go("--resume", "runs/a") == 2
+        sentence = f"the checkpoint in runs/a is of a run with another {', '.join(edited)}"
+        assert capsys.readouterr().err == f"python -m training.train: {sentence}\n"
+        assert {path: path.read_bytes() for path in before} == before
+    (run / "config.json").write_text(original)
+    assert go("--resume", "runs/a") == 0
+
+
+def test_finished_run_keeps_what_was_measured_when_resumed(go, tmp_path):
     assert go("--name", "a", epochs=1) == 0
-    assert main(["--resume", "runs/a", "--epochs", "2"]) == 0
-    assert Config.load(tmp_path / "runs/a/config.json").epochs == 2
-    assert checkpoint.load(tmp_path / "runs/a")[0]["step"] == 8
+    (tmp_path / "runs/a/weights/samples.png").write_bytes(b"measured for hours")
+    log = (tmp_path / "runs/a/metrics.jsonl").read_bytes()
+    assert go("--resume", "runs/a") == 0
+    assert (tmp_path / "runs/a/weights/samples.png").read_bytes() == b"measured for hours"
+    assert (tmp_path / "runs/a/metrics.jsonl").read_bytes() == log
 
 
 def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     assert go("--name", "a", epochs=1) == 0
-    set_defaults(tmp_path / "runs/a/weights", time_shift=3.0)  # the sampler's, and not what it is trained with
-    options = {"batch": 32, "data_root": root, "init": str(tmp_path / "runs/a/weights")}
-    run = start(options, tmp_path / "runs/b", "reference", False)
-    before = weights.load(str(tmp_path / "runs/a/weights"), dtype=torch.float32).network.state_dict()
-    for name, tensor in run.network.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-    assert (run.step, run.config.width, run.network.time_shift) == (0, TINY["width"], Config.time_shift)
-    run.lock.release()
-    assert (
-        main(["--resume", "runs/b", "--epochs=1", "--no-compile"]) == 0
-    )  # an older training is not forgotten on the way
-    after = weights.load(str(tmp_path / "runs/b/weights")).metrics["training"]
-    assert (after["epochs"], after["before"]["epochs"], after["before"]["lr"]) == (1, 1, TINY["lr"])
-    with pytest.raises(ValueError, match="have a width of their own"):
-        start({**options, "width": 64}, tmp_path / "runs/c", "reference", False)
+    options = {name: value for name, value in TINY.items() if name not in ("width", "depth", "heads")}
+    options = {**options, "data_root": root, "init": str(tmp_path / "runs/a/weights"), "epochs": 1.0}
+    run = start(options, tmp_path / "runs/b", "full")
+    initial = weights.load(str(tmp_path / "runs/a/weights"), dtype=torch.float32).network.state_dict()
+    for network in (run.network, run.ema):
+        assert all(torch.equal(tensor, initial[name]) for name, tensor in network.state_dict().items())
+    assert (run.step, run.config.width) == (0, TINY["width"])
+    run.folder.release()
+    assert go("--resume", "runs/b") == 0
+    record = weights.load(str(tmp_path / "runs/b/weights")).metrics["training"]
+    assert (record["epochs"], record["initialized_from"]["epochs"]) == (1, 1)
+    assert record["initialized_from"]["command"] != record["command"]
+    assert parsed(record["command"]).recipe() == Config.load(tmp_path / "runs/b/config.json").recipe()
+    with pytest.raises(ValueError, match="have another width; leave it out"):
+        start({**options, "width": 64}, tmp_path / "runs/c", "full")
+    assert not (tmp_path / "runs/c").exists()
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(root, tmp_path):
-    run = Run(Config(**TINY, data_root=root), tmp_path)
+def test_run_is_not_started_over_another(go, tmp_path, capsys):
+    assert go("--name", "a", epochs=1) == 0
+    before = (tmp_path / "runs/a/checkpoint.pt").read_bytes()
+    assert go("--name", "a", epochs=1) == 2
+    assert "runs/a already holds a run; continue it with --resume runs/a" in capsys.readouterr().err
+    assert (tmp_path / "runs/a/checkpoint.pt").read_bytes() == before
+
+
+# ---- gradients that are not finite
+
+
+def test_nonfinite_gradient_changes_no_parameter(root, tmp_path):
+    run = Trainer(Config(**TINY, data_root=root), RunFolder(tmp_path))
     before = [parameter.detach().clone() for parameter in run.network.parameters()]
-    for value, same in ((float("nan"), True), (0.01, False)):
+    for value, finite in ((float("nan"), 0.0), (float("nan"), 0.0), (0.01, 1.0)):
         for parameter in run.network.parameters():
             parameter.grad = torch.full_like(parameter, value)
-        norm = nn.utils.clip_grad_norm_(run.network.parameters(), 2.0)
-        run.update(torch.tensor(value), norm, 1e-3)
-        assert all(torch.equal(*pair) for pair in zip(before, run.network.parameters(), strict=True)) == same
-        assert run.skipped.item() == same
+        run.update(torch.tensor(value), torch.tensor(finite))
+        assert all(map(torch.equal, before, run.network.parameters())) == (finite == 0)
+    assert run.nonfinite_in_a_row.item() == 0
+    assert run.nonfinite_since_log.item() == 2
+    assert run.loss_sum.item() == pytest.approx(0.01)
 
 
 def test_skipped_steps_leave_average_and_log_alone(go, tmp_path, monkeypatch):
-    """The loss is the mean of the finite steps, the others are counted, and no line has a NaN in it."""
+    """The loss is the mean of the finite steps; the others are counted, and no line of the log has a NaN in it."""
     averages, losses = [], []
 
-    def advance(self, advance=Run.advance):
+    def advance(self, advance=Trainer.advance):
         honest = self.loss_of
         if self.step in (1, 2, 3):
-            self.loss_of = lambda *draw: honest(*draw) * torch.nan
+            self.loss_of = lambda *batch: honest(*batch) * torch.nan
         else:
-            self.loss_of = lambda *draw: losses.append(honest(*draw)) or losses[-1]
-        result = advance(self)
+            self.loss_of = lambda *batch: losses.append(honest(*batch)) or losses[-1]
+        norm = advance(self)
         self.loss_of = honest
         averages.append([parameter.clone() for parameter in self.ema.parameters()])
-        return result
+        return norm
 
-    monkeypatch.setattr(Run, "advance", advance)
+    monkeypatch.setattr(Trainer, "advance", advance)
     assert go("--name", "a", epochs=1.5) == 0
-    same = [all(torch.equal(*pair) for pair in zip(before, after, strict=True)) for before, after in pairwise(averages)]
-    assert same == [True, True, True, False, False]
-    strict = {"parse_constant": lambda word: pytest.fail(word)}
-    rows = [json.loads(line, **strict) for line in (tmp_path / "runs/a/metrics.jsonl").open()]
-    assert [row["skipped"] for row in rows] == [1, 2, 0]
-    assert [row["loss"] for row in rows[:2]] == [pytest.approx(losses[0].item()), None]
-    assert rows[1]["grad_norm"] is None
-    assert rows[2]["loss"] == pytest.approx((losses[1] + losses[2]).item() / 2)
+    assert [all(map(torch.equal, before, after)) for before, after in pairwise(averages)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    log = rows(tmp_path / "runs/a/metrics.jsonl")
+    assert [row["nonfinite"] for row in log] == [1, 2, 0]
+    assert [row["loss"] for row in log[:2]] == [pytest.approx(losses[0].item()), None]
+    assert log[1]["grad_norm"] is None
+    assert log[2]["loss"] == pytest.approx((losses[1] + losses[2]).item() / 2)
 
 
-def test_going_on_with_a_finished_run_keeps_what_was_measured(go, tmp_path, capsys):
-    assert go("--name", "a", epochs=1) == 0
-    (tmp_path / "runs/a/weights/samples.png").write_bytes(b"measured for hours")
-    assert main(["--resume", "runs/a"]) == 0
-    assert (tmp_path / "runs/a/weights/samples.png").read_bytes() == b"measured for hours"
-    with pytest.raises(SystemExit):
-        main(["--resume", "runs/a", "--epochs", "0.5"])
-    assert "is at step 4 already, and 0.5 epochs end at step 2" in capsys.readouterr().err
-    assert Config.load(tmp_path / "runs/a/config.json").epochs == 1
-
-
-def test_a_run_that_diverges_stops_with_step_and_rate(go, tmp_path, monkeypatch, capsys):
+def test_diverged_run_stops_with_step_and_rate(go, monkeypatch, capsys):
     monkeypatch.setattr(
-        train, "make_loss", lambda network, *rest: lambda *draw: sum(p.sum() for p in network.parameters()) * torch.nan
+        trainer,
+        "make_loss",
+        lambda network, *rest: lambda *batch: sum(p.sum() for p in network.parameters()) * torch.nan,
     )
     assert go("--name", "a", epochs=20) == 2
     error = capsys.readouterr().err
-    assert "step 10: the last 10 gradients were not finite" in error
-    assert "runs/a/weights" in error
-    assert "--init and a lower --lr" in error
+    assert "step 10: the last 10 gradients were not finite at a learning rate of 1.0e-03" in error
+    assert "--init runs/a/weights" in error
+    assert "a lower --lr" in error
+
+
+# ---- errors
 
 
 @pytest.mark.parametrize(
@@ -275,14 +446,9 @@ def test_a_run_that_diverges_stops_with_step_and_rate(go, tmp_path, monkeypatch,
         (["--name", "a"], {"batch": 1000}, "batch 1000 is larger than the data set of 128"),
         (["--name", "a"], {"data_root": "nothing"}, "not in nothing/MNIST/raw and cannot be downloaded"),
         (["--name", "a"], {"width": 30, "heads": 4}, "width 30 is not divisible by heads 4"),
-        (["--name", "a"], {"data": "cats"}, "data must be mnist, fashion or kmnist"),
-        (["--name", "a"], {"lr": -1}, "lr must be above 0"),
-        (
-            ["--name", "a"],
-            {"ema_also": "5000,-1"},
-            "ema_also must be numbers above 0 with commas between them, not '5000,-1'",
-        ),
-        (["--name", "a"], {"ema_also": "many"}, "ema_also must be numbers above 0"),
+        (["--name", "a"], {"data": "cats"}, "data must be mnist, fashion, kmnist, not 'cats'"),
+        (["--name", "a"], {"lr": -1}, "lr must be a number from 1e-09 to 1, not -1"),
+        (["--name", "a"], {"device": "abacus"}, "there is no device 'abacus' here"),
         (["--name", "a", "--init", "nowhere/at/all"], {}, "neither a folder"),
         (["--resume", "runs/none"], {}, "runs/none"),
     ],
@@ -296,38 +462,10 @@ def test_bad_input_is_one_sentence_and_status_2(go, capsys, monkeypatch, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(go, tmp_path, capsys):
+def test_unwritable_folder_is_one_sentence(go, tmp_path, capsys):
     (tmp_path / "runs").write_text("in the way")
     assert go("--name", "a") == 2
-    assert "runs" in capsys.readouterr().err
-
-
-def test_a_run_is_not_started_over_another(go, tmp_path, capsys):
-    assert go("--name", "a", epochs=1) == 0
-    before = (tmp_path / "runs/a/checkpoint.pt").read_bytes()
-    assert go("--name", "a", epochs=1) == 2
-    assert "--resume runs/a" in capsys.readouterr().err
-    assert (tmp_path / "runs/a/checkpoint.pt").read_bytes() == before
-
-
-def test_the_recorded_command_starts_the_same_run():
-    config = Config(**PRESETS["quick"], compile=False)
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    words = config.command().split()
-    assert words[:3] == ["python", "-m", "training.train"]
-    assert Config(**vars(parser.parse_args(words[3:]))) == config
-
-
-def test_presets_are_configurations():
-    for preset in PRESETS.values():
-        Config(**preset)
-    reference = Config()
-    assert (reference.batch, reference.epochs, reference.lr, reference.clip, reference.warmup_steps) == (
-        256,
-        300,
-        2e-4,
-        2.0,
-        1000,
-    )
-    assert flow.shifted(0.5, reference.time_shift) == pytest.approx(1 / (1 + math.exp(-0.48984)), abs=1e-5)
+    error = capsys.readouterr().err
+    assert error.startswith("python -m training.train: ")
+    assert "runs" in error
+    assert error.count("\n") == 1

@@ -1,16 +1,20 @@
 import json
+import re
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from model import weights
+from model.common import sha256
 from model.dit import DiT
+from model.sampling import SamplingConfig
 
 
 def rewrite_tensors(folder, change):
-    """Change the tensors as somebody would who keeps the hashes right."""
+    """Change the tensors, without hashes that would notice."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -40,19 +44,116 @@ def test_saving_again_replaces_the_folder(small, small_weights):
     (small_weights / "stale").touch()
     with torch.no_grad():
         small.embed_patch.bias.fill_(0.5)
-    weights.save(small, small_weights, {})
-    assert sorted(path.name for path in small_weights.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]
-    assert torch.all(weights.load(str(small_weights)).network.embed_patch.bias == 0.5)
+    weights.save(small, small_weights, SamplingConfig(steps=8), {})
+    names = ["config.json", "metrics.json", "model.safetensors", "sampling.json"]
+    assert sorted(path.name for path in small_weights.iterdir()) == names
+    loaded = weights.load(str(small_weights))
+    assert torch.all(loaded.network.embed_patch.bias == 0.5)
+    assert (loaded.sampling, set(loaded.metrics)) == (SamplingConfig(steps=8), {"sha256"})
     assert [path.name for path in small_weights.parent.iterdir()] == ["weights"]
 
 
-def test_the_argument_comes_before_the_variable_before_the_bundle(small_weights, tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_folder(small, small_weights, monkeypatch):
+    before = {path.name: path.read_bytes() for path in small_weights.iterdir()}
+
+    def fail(*arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(weights, "sha256", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        weights.save(small, small_weights, SamplingConfig(), {})
+    assert {path.name: path.read_bytes() for path in small_weights.iterdir()} == before
+    assert [path.name for path in small_weights.parent.iterdir()] == ["weights"]
+
+
+# ---- the sampling defaults
+
+
+def test_saved_sampling_defaults_come_back(small, tmp_path):
+    config = SamplingConfig(steps=8, guidance=1.5, time_shift=3.0)
+    weights.save(small, tmp_path / "w", config, {})
+    assert json.loads((tmp_path / "w/sampling.json").read_text()) == {"steps": 8, "guidance": 1.5, "time_shift": 3.0}
+    assert weights.read(tmp_path / "w").sampling == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"steps": 8, "guidance": 2, "time_shift": 1.5}', SamplingConfig(8, 2.0, 1.5)),
+        ('{"guidance": 2}', SamplingConfig(guidance=2.0)),
+        ("{}", SamplingConfig()),
+    ],
+)
+def test_sampling_defaults_edited_by_hand_take_effect(small_weights, text, expected):
+    before = weights.load(str(small_weights))
+    (small_weights / "sampling.json").write_text(text)
+    after = weights.load(str(small_weights))
+    assert after.sampling == expected
+    assert after.metrics == before.metrics
+    assert torch.equal(after.network.embed_patch.weight, before.network.embed_patch.weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"guidance": 9}', "guidance must be a number from 0 to 5, not 9"),
+        ('{"time_shift": 0}', "time_shift must be a number"),
+        ('{"steps": "many"}', "steps must be a whole number from 1 to 50, not 'many'"),
+        ('{"step": 8}', "sampling.json may hold steps, guidance, time_shift, and nothing else"),
+        ("[20]", "sampling.json is not a JSON object"),
+        ("{", "sampling.json is not valid JSON"),
+    ],
+)
+def test_bad_sampling_defaults_are_refused_in_one_sentence(small_weights, text, words):
+    (small_weights / "sampling.json").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        weights.load(str(small_weights))
+    assert "\n" not in str(caught.value)
+
+
+def old_config(folder, **moved) -> None:
+    """Make a folder look as before there was a sampling.json: what `moved` there is in config.json, with its hash."""
+    (folder / "sampling.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **moved}))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["sha256"]["config.json"] = sha256(folder / "config.json")
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_sampling_defaults_in_an_old_config_are_used(small, small_weights):
+    old_config(small_weights, time_shift=3.0, default_guidance=1.5)
+    loaded = weights.load(str(small_weights))
+    assert loaded.sampling == SamplingConfig(guidance=1.5, time_shift=3.0)
+    assert loaded.network.width == small.width
+    (small_weights / "sampling.json").write_text('{"guidance": 2}')
+    assert weights.load(str(small_weights)).sampling == SamplingConfig(guidance=2.0)  # the newer file wins
+
+
+def test_a_folder_without_any_sampling_defaults_has_the_usual_ones(small_weights):
+    old_config(small_weights)
+    assert weights.load(str(small_weights)).sampling == SamplingConfig()
+
+
+def test_a_bad_value_in_an_old_config_is_refused(small_weights):
+    old_config(small_weights, default_guidance=-1.0)
+    with pytest.raises(ValueError, match="guidance must be a number from 0 to 5, not -1"):
+        weights.load(str(small_weights))
+
+
+# ---- which weights
+
+
+def test_the_argument_precedes_the_variable_and_that_the_bundle(small_weights, tmp_path, monkeypatch):
     other = shutil.copytree(small_weights, tmp_path / "other")
     monkeypatch.setattr(weights, "BUNDLED", small_weights)
     assert weights.load().source == "bundled"
     monkeypatch.setenv("WEIGHTS", str(other))
     assert weights.load().source == str(other)
     assert weights.load(str(small_weights)).source == "bundled"
+
+
+# ---- damage
 
 
 DAMAGE = {
@@ -63,7 +164,7 @@ DAMAGE = {
             (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]),
             (folder / "metrics.json").unlink(),
         ],
-        "damaged or cut short",
+        "damaged or truncated",
     ),
     "a missing tensor": (
         lambda folder: rewrite_tensors(folder, lambda t: t.pop("unembed.bias")),
@@ -73,7 +174,7 @@ DAMAGE = {
         lambda folder: rewrite_tensors(folder, lambda t: t.update(more=torch.zeros(1))),
         "does not hold the tensors",
     ),
-    "a number that is none": (
+    "a number that is not finite": (
         lambda folder: rewrite_tensors(folder, lambda t: t["unembed.bias"].fill_(torch.nan)),
         "not finite",
     ),
@@ -86,9 +187,9 @@ DAMAGE = {
     ),
     "a foreign configuration": (
         lambda folder: [(folder / "config.json").write_text('{"hidden_size": 64}'), (folder / "metrics.json").unlink()],
-        "knows no hidden_size",
+        "not of this network: unknown hidden_size",
     ),
-    "a configuration that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "no JSON"),
+    "a configuration that is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
 }
@@ -104,15 +205,34 @@ def test_damaged_weights_are_refused_in_one_sentence(small_weights, name):
 
 
 @pytest.mark.parametrize("where", ["no/such/folder", "./nothing", "a b/c"])
-def test_a_name_that_is_nothing_is_refused_without_a_network(where):
+def test_a_name_that_cannot_exist_is_refused_without_a_network(where):
     with pytest.raises(OSError, match="neither"):
         weights.load(where)
 
 
-def test_bundled_weights_are_what_their_metrics_say():
-    if not (weights.BUNDLED / "config.json").is_file():
-        pytest.skip("no bundled weights yet")
-    network, metrics = weights.read(weights.BUNDLED)
-    assert set(metrics["sha256"]) == {"config.json", "model.safetensors"}
-    assert sum(parameter.numel() for parameter in network.parameters()) == 5_858_948
-    assert json.loads((weights.BUNDLED / "config.json").read_text())["classes"] == 12
+def test_a_network_too_large_for_memory_is_refused_before_it_is_built(small_weights):
+    (small_weights / "config.json").write_text('{"width": 1048576, "depth": 2, "heads": 2}')  # 10¹⁴ parameters
+    (small_weights / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="does not hold the tensors"):
+        weights.load(str(small_weights))
+
+
+def test_damaged_weights_fall_back_to_the_bundled_ones(small_weights, tmp_path, monkeypatch):
+    bundled = shutil.copytree(small_weights, tmp_path / "bundled")
+    monkeypatch.setattr(weights, "BUNDLED", bundled)
+    assert weights.load_or_bundled(str(small_weights)).notice == ""
+    flip_byte(small_weights)
+    loaded = weights.load_or_bundled(str(small_weights))
+    assert loaded.source == "bundled"
+    assert re.fullmatch(r"Drawn with the bundled weights: .* is damaged: .*\.", loaded.notice)
+    flip_byte(bundled)
+    with pytest.raises(ValueError, match="damaged"):
+        weights.load_or_bundled(str(small_weights))
+
+
+def test_bundled_weights_are_those_of_their_metrics():
+    loaded = weights.read(weights.BUNDLED)
+    assert set(loaded.metrics["sha256"]) == {"config.json", "model.safetensors"}
+    assert sum(parameter.numel() for parameter in loaded.network.parameters()) == 5_858_948
+    assert loaded.network.null_label == 12
+    assert json.loads((weights.BUNDLED / "sampling.json").read_text()) == asdict(loaded.sampling)

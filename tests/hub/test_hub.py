@@ -235,6 +235,7 @@ def test_a_hub_that_does_not_answer_is_given_up(worker, hub, name, folders):
 def test_a_hub_that_does_not_answer_for_the_first_file_is_given_up(worker, hub, name, folders):
     faulty("HEAD", "hang")(hub, name, folders[0])
     assert_sentence(generate(worker, name, limits=IMPATIENT), GENERATE, "no answer within 1 s")
+    assert len(hub.log) == 2  # the commit and the file, once each: given up before the client itself tries again
 
 
 def test_a_damaged_download_is_not_kept(worker, hub, name, folders):

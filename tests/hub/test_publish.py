@@ -182,7 +182,6 @@ def test_a_card_with_other_figures_is_refused(worker, hub, tmp_path):
         "fd_ratio",
         "fd_train",
         "fd_test",
-        "kid",
         "precision",
         "recall",
         "density",

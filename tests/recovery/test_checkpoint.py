@@ -175,7 +175,7 @@ def test_start_is_refused_where_another_process_is_about_to_start(go, tmp_path, 
 
 @pytest.mark.parametrize(
     ("count", "options"),
-    [(3, ["--no-compile"]), (1, ["--width=32", "--depth=1", "--heads=2"])],
+    [(2, ["--no-compile"]), (1, ["--width=32", "--depth=1", "--heads=2"])],
     ids=["eager", "compiled"],
 )
 def test_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(root, tmp_path, count, options):

@@ -14,7 +14,7 @@ from tests.server import ROOT
 from training import checkpoint, data
 
 WORKER = Path(__file__).with_name("float64_worker.py")
-SECONDS = 600  # for a process that hangs
+SECONDS = 900  # after which the processes are taken to wait for each other
 
 
 def test_slices_of_all_processes_are_the_global_batch():
@@ -30,36 +30,36 @@ def test_slices_of_all_processes_are_the_global_batch():
         batches(0, 5)
 
 
-def run(folder: Path, arguments: list[str], processes: int) -> str:
-    """Train in float64 in that many processes; returns what they print."""
-    command = [sys.executable, str(WORKER)]
-    if processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *torchrun, str(WORKER)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def float64():
+    """In float32, where layers start at zero, AdamW turns rounding errors into steps of the full learning rate."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_two_processes_reach_the_losses_and_weights_of_one(root, tmp_path, compile):
-    """In float64: where layers start at zero, AdamW turns rounding errors of float32 into steps of its full rate."""
-    options = {**TINY, "data_root": root, "epochs": 2.5}
-    states, losses = [], []
-    for processes in (1, 2):
-        name = f"of{processes}"
-        shown = run(tmp_path, ["--name", name, *flags({**options, "compile": compile and processes > 1})], processes)
-        assert shown.count("Done.") == 1
-        states.append(checkpoint.load(tmp_path / "runs" / name)[0])
-        losses.append([json.loads(line)["loss"] for line in (tmp_path / "runs" / name / "metrics.jsonl").open()])
-    assert len(losses[0]) == 5
-    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+def test_two_processes_reach_the_losses_and_weights_of_one(go, float64, root, tmp_path, compile):
+    options = {"data_root": root, "epochs": 2.5}
+    assert go("--name", "of1", **options) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
+    done = subprocess.run(
+        [*command, "--name=of2", *flags({**TINY, **options, "compile": compile})],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Done.") == 1
+    runs = [tmp_path / "runs" / name for name in ("of1", "of2")]
+    one, two = ([json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()] for run in runs)
+    assert len(one) == 5
+    assert one == pytest.approx(two, rel=1e-10)
+    one, two = (checkpoint.load(run)[0] for run in runs)
     for part in ("network", "ema"):
-        for name, tensor in states[0][part].items():
+        for name, tensor in one[part].items():
             assert tensor.dtype == torch.float64
-            torch.testing.assert_close(tensor, states[1][part][name], rtol=0, atol=1e-9)
-    (start,) = (json.loads(line) for line in (tmp_path / "runs/of2/history.jsonl").open())
+            torch.testing.assert_close(tensor, two[part][name], rtol=0, atol=1e-9)
+    (start,) = (json.loads(line) for line in (runs[1] / "history.jsonl").open())
     assert start["device"].startswith("2 × ")

@@ -69,7 +69,7 @@ def test_torchmetrics_accepts_the_extractor_itself(reference):
 
 
 def test_real_digits_measure_like_real_digits(reference, real):
-    drawn, floor, _ = reference.compare(*real)
+    drawn, floor = reference.compare(*real)
     assert 0.5 < drawn["fd_ratio"] < 2
     # two thousand training digits are closer to the training set than test digits are, but not at distance 0
     assert 0.1 < floor["fd_train_subset"] < 0.75 * floor["fd_train"] < 0.75
@@ -155,7 +155,6 @@ def toy(monkeypatch, tmp_path) -> Path:
         (extractor, "Extractor", TinyExtractor),
         (extractor, "load", lambda device: (tiny, notes)),
         (references, "CAS_STEPS", 2),
-        (metrics, "KID_SUBSETS", 3),
         (evaluation, "STEPS", (1, 2)),
         (evaluation, "SCALES", (1.0, 2.0)),
         (evaluation, "SHIFTS", (3.0,)),
@@ -221,7 +220,7 @@ def test_the_headline_row_is_added_to_the_metrics_of_the_weights(toy):
         "extractor": "e" * 64,
     }
     assert row["drawn"]["fd_ratio"] == pytest.approx(row["drawn"]["fd_train"] / row["real"]["fd_train"], rel=1e-3)
-    names = {"fd_test", "kid", "precision", "recall", "density", "coverage", "accuracy", "copies"}
+    names = {"fd_test", "precision", "recall", "density", "coverage", "accuracy", "copies"}
     assert names <= set(row["drawn"]) & set(row["real"])
     assert {name: blank["count"] for name, blank in row["blank"].items()} == {"black": 50, "white": 50}
     assert {"extractor_accuracy", "device", "torch", "command", "commit", "seconds"} <= set(row)

@@ -38,17 +38,6 @@ def test_frechet_of_two_gaussians_is_the_closed_form():
     assert metrics.frechet(cloud([0, 0], a), cloud([0, 0], b, seed=1)) == pytest.approx(3 + 4 - 2 * root, rel=1e-5)
 
 
-def test_kid_of_two_points_is_the_closed_form(monkeypatch):
-    monkeypatch.setattr(metrics, "KID_SUBSETS", 2)  # each subset is the whole set here
-    a, b = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 3.0])
-    k = lambda x, y: (x @ y / 2 + 1).item() ** 3  # noqa: E731
-    found = metrics.kid(a.expand(40, 2), b.expand(50, 2))
-    assert found == pytest.approx(k(a, a) + k(b, b) - 2 * k(a, b), rel=1e-6)
-    drawn, real = (torch.randn(400, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    # unbiased: nearly 0 between two samples of one distribution
-    assert 20 * abs(metrics.kid(drawn, real)) < metrics.kid(drawn + 1, real)
-
-
 def test_prdc_by_hand():
     """Real 0, 1, 3, 7 and k = 1: radii 1, 1, 2, 4. Drawn 0.5, 4, 40: radii 3.5, 3.5, 36."""
     drawn, real = torch.tensor([[0.5], [4.0], [40.0]]), torch.tensor([[0.0], [1.0], [3.0], [7.0]])

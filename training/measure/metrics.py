@@ -1,17 +1,14 @@
 """Metrics of a set of digits, as functions of features `[N, 128]` or pixels uint8 `[N, 28, 28]`.
 
-FD and KID are computed by torchmetrics. Precision and recall follow Kynkäänniemi et al. (arXiv 1904.06991, §3), density
+FD is computed by torchmetrics. Precision and recall follow Kynkäänniemi et al. (arXiv 1904.06991, §3), density
 and coverage Naeem et al. (arXiv 2002.09797, §3). Near copies are a nearest-neighbour test in pixel space.
 """
-
-import warnings
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
-KID_SUBSETS, KID_SUBSET = 100, 1000
 CHUNK = 500  # rows of a distance matrix at once: 120 MB against the training set
 
 
@@ -23,30 +20,14 @@ class Precomputed(nn.Identity):
         self.num_features = num_features
 
 
-def distance_between(metric, drawn: torch.Tensor, real: torch.Tensor):
-    """A torchmetrics distance between two sets of features, in float64 on the CPU (not every device has float64)."""
-    metric.update(real.cpu().double(), real=True)
-    metric.update(drawn.cpu().double(), real=False)
-    return metric.compute()
-
-
 def frechet(drawn: torch.Tensor, real: torch.Tensor) -> float:
     """Fréchet distance, squared as in FID, of two sets as Gaussians (Heusel et al., arXiv 1706.08500, eq. 6)."""
     from torchmetrics.image.fid import FrechetInceptionDistance  # needed only to measure
 
-    return distance_between(FrechetInceptionDistance(feature=Precomputed(drawn.shape[1])), drawn, real).item()
-
-
-def kid(drawn: torch.Tensor, real: torch.Tensor) -> float:
-    """Kernel Inception distance, mean over 100 subsets of at most 1,000 (Bińkowski et al., arXiv 1801.01401, §4)."""
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    subset = min(KID_SUBSET, len(drawn), len(real))
-    with warnings.catch_warnings(), torch.random.fork_rng():
-        warnings.simplefilter("ignore")  # it warns that it keeps the features
-        torch.manual_seed(0)  # fixes the subsets
-        metric = KernelInceptionDistance(feature=Precomputed(drawn.shape[1]), subsets=KID_SUBSETS, subset_size=subset)
-        return distance_between(metric, drawn, real)[0].item()
+    metric = FrechetInceptionDistance(feature=Precomputed(drawn.shape[1]))
+    metric.update(real.cpu().double(), real=True)  # float64 on the CPU: not every device has it
+    metric.update(drawn.cpu().double(), real=False)
+    return metric.compute().item()
 
 
 def radii(points: torch.Tensor, k: int) -> torch.Tensor:

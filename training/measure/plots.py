@@ -16,7 +16,7 @@ PANELS = (  # metric, title, direction, whether it is a share
     ("coverage", "coverage", "higher is better", True),
     ("accuracy", "class accuracy", "higher is better", True),
 )
-TICKS = {"steps": (1, 2, 4, 8, 16, 32), "guidance": (0, 0.5, 1, 1.5, 2), "time_shift": (1, 2, 3, 4)}
+TICKS = {"steps": (1, 2, 4, 8, 16, 32), "guidance": (0, 0.5, 1, 1.5, 2), "time_shift": (1, 1.5, 2, 2.5)}
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,

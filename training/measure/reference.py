@@ -27,8 +27,8 @@ class Reference:
         self.train_features, _ = extractor.extract(self.extractor, self.train)
         self.real_metrics = {}  # by count
 
-    def compare(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict, torch.Tensor]:
-        """Metrics of digits `[N, 28, 28]`, those of as many real ones, and the features of the digits `[N, 128]`.
+    def compare(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
+        """Metrics of digits `[N, 28, 28]`, and those of as many real ones.
 
         The real ones are test digits against the training set, and for `fd_test` training digits against the test set.
         """
@@ -40,7 +40,7 @@ class Reference:
             **metrics.prdc(features, self.train_features[: len(pixels)]),
             "accuracy": extractor.accuracy(predictions, labels),
         }
-        return {"fd_ratio": drawn["fd_train"] / real["fd_train"], **drawn}, {"fd_ratio": 1.0, **real}, features
+        return {"fd_ratio": drawn["fd_train"] / real["fd_train"], **drawn}, {"fd_ratio": 1.0, **real}
 
     def real(self, count: int) -> dict:
         """The metrics of `count` real digits."""

@@ -15,7 +15,6 @@ FIGURES = (
     ("fd_ratio", "FD ÷ floor", "{:.2f}", "fid"),
     ("fd_train", "FD to the training set", "{:.3f}", "fid"),
     ("fd_test", "FD to the test set", "{:.3f}", "fid"),
-    ("kid", "KID to the training set", "{:.4f}", "kid"),
     ("precision", "precision", "{:.1%}", "precision"),
     ("recall", "recall", "{:.1%}", "recall"),
     ("density", "density", "{:.3f}", "density"),
@@ -67,7 +66,7 @@ def results_table(metrics: dict) -> str:
         for key, name, form, _ in FIGURES
         if key in drawn
     ]
-    return "\n".join(["| figure | drawn | real |", "|---|---:|---:|", *rows])
+    return "\n".join(["| metric | drawn | real |", "|---|---:|---:|", *rows])
 
 
 def data_of(metrics: dict, repo: str) -> ModelCardData:
@@ -178,10 +177,14 @@ commit `{record["commit"]}`.
 def is_default(command: str) -> bool:
     """Whether a recorded command, of this or an earlier version of the trainer, is the default recipe with its flags
     spelled out."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     add_options(parser)
-    words = shlex.split(command)[3:]
-    return bool(words) and Config(**vars(parser.parse_known_args(words)[0])).recipe() == Config().recipe()
+    try:
+        words = shlex.split(command)[3:]
+        config = Config(**vars(parser.parse_known_args(words)[0]))
+    except (ValueError, argparse.ArgumentError):
+        return False
+    return bool(words) and "--preset" not in words and config.recipe() == Config().recipe()
 
 
 LIMITS = """## Limitations

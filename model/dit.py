@@ -214,7 +214,7 @@ def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std) -> 
     width, heads, patch = check.whole("width", width, 1), check.whole("heads", heads, 1), check.whole("patch", patch, 1)
     depth, classes = check.whole("depth", depth, 1, MAX_DEPTH), check.whole("classes", classes, 1, MAX_CLASSES)
     if depth * width**2 > MAX_SIZE:
-        raise ValueError(f"width {width} at depth {depth} is too large: depth times width² may be at most {MAX_SIZE:,}")
+        raise ValueError(f"width {check.shown(width)} is too large: depth times width² may be at most {MAX_SIZE:,}")
     check.number("pixel_mean", pixel_mean, 0, 1)
     check.number("pixel_std", pixel_std, 1e-3, 1)
     if width % heads:

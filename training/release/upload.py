@@ -16,7 +16,6 @@ from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from model import hub, weights
-from model.common import masked
 from model.sampling import states
 from training.release.card import PICTURES, results_table
 
@@ -168,7 +167,7 @@ def push(folder: Path, repo: str, kind: str, branch: str | None = None, pull_req
         seconds=UPLOAD_SECONDS,
     )
     news = "nothing has changed since" if commit.oid == before else "now at"
-    print(f"{masked(commit.pr_url or commit.repo_url)}: {news} commit {commit.oid}")
+    print(f"{commit.pr_url or commit.repo_url}: {news} commit {commit.oid}")
     return commit.oid
 
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,13 +26,37 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, **SHARED[name])
 
 
+def masked(text) -> str:
+    """A text or an error as one line that may be shown: without the credentials of URLs, the Hub's tokens and control
+    characters."""
+    if isinstance(text, OSError) and text.strerror:  # str() would begin with the number of the error
+        text = f"{text.filename}: {text.strerror}" if text.filename else text.strerror
+    line = re.sub(r"(?<=//)[^/\s]+@", "***@", " ".join(str(text).split()))
+    line = re.sub(r"\bhf_\w+", "hf_***", line)
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
 @contextmanager
 def sentence_on_error(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Turn the errors a user can fix (ValueError, OSError) into one line on stderr and exit status 2."""
+    """Turn the errors a user can fix (ValueError, OSError) and Ctrl-C into one line on stderr, with exit status 2 or
+    130."""
     try:
         yield
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+        parser.exit(2, f"{parser.prog}: {masked(error)}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: stopped\n")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name `path` instead of the temporary file beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror:
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 @contextmanager
@@ -41,8 +66,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,10 +81,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        with naming(folder):
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -26,7 +26,7 @@ def pick(name: str = "auto") -> torch.device:
 def threads_allowed() -> int:
     """The cores of the container's quota: torch starts a thread per core of the host, which would then be throttled."""
     try:
-        quota, period = QUOTA.read_text().split()
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
         return max(1, round(int(quota) / int(period)))
     except (OSError, ValueError):  # no container, or no quota: "max"
         return torch.get_num_threads()
@@ -46,7 +46,11 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         name = next(
-            (line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            (
+                line.split(":")[1].strip()
+                for line in info.read_text(encoding="utf-8").splitlines()
+                if line.startswith("model name")
+            ),
             name,
         )
     return name + (" with AMX" if platform.machine() == "x86_64" and torch.cpu._is_amx_tile_supported() else "")

@@ -19,6 +19,9 @@ from model import check
 from model.fused import linear
 from model.images import CLASSES, SIZE
 
+# Far above what 28 × 28 pixels need, and still built in seconds, in 2 GB: about 30 · MAX_SIZE parameters.
+MAX_DEPTH, MAX_CLASSES, MAX_SIZE = 100, 1000, 2**24
+
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """LayerNorm of tokens `[B, S, D]`, then scale and shift, each `[B or 1, 1, D]`."""
@@ -144,7 +147,7 @@ class DiT(
         pixel_std: float = 0.3081,
     ):
         super().__init__()
-        check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std)
+        width, depth, heads, patch, classes = check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std)
         self.width, self.depth, self.heads = width, depth, heads
         self.patch, self.side, self.null_label = patch, SIZE // patch, classes
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
@@ -206,11 +209,12 @@ class DiT(
         return rearrange(v, "b (h w) (p q) -> b 1 (h p) (w q)", h=self.side, p=self.patch).to(x.dtype)
 
 
-def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std):
-    """Raise ValueError for arguments that no network can be built from."""
-    counts = {"width": width, "depth": depth, "heads": heads, "patch": patch, "classes": classes}
-    for name, value in counts.items():
-        check.whole(name, value, 1)
+def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std) -> tuple[int, ...]:
+    """The five whole numbers as int; raises ValueError for arguments that no network can or should be built from."""
+    width, heads, patch = check.whole("width", width, 1), check.whole("heads", heads, 1), check.whole("patch", patch, 1)
+    depth, classes = check.whole("depth", depth, 1, MAX_DEPTH), check.whole("classes", classes, 1, MAX_CLASSES)
+    if depth * width**2 > MAX_SIZE:
+        raise ValueError(f"width {check.shown(width)} is too large: depth times width² may be at most {MAX_SIZE:,}")
     check.number("pixel_mean", pixel_mean, 0, 1)
     check.number("pixel_std", pixel_std, 1e-3, 1)
     if width % heads:
@@ -219,3 +223,4 @@ def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std):
         raise ValueError(f"width {width} / heads {heads} is not divisible by 4, as 2-D rotary positions require")
     if SIZE % patch:
         raise ValueError(f"patch {patch} does not divide {SIZE} pixels")
+    return width, depth, heads, patch, classes

@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> int:
         sampling = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
         with replacing(options.out) as new:
             new.touch()  # fail now, not after the work, if the folder cannot be written
-            batches, bar = [], tqdm(total=count, unit="digit", dynamic_ncols=True)
-            for batch in draw(loaded.network, labels, seed, sampling):
-                batches.append(batch)
-                bar.update(len(batch))
-            bar.close()
+            batches = []
+            with tqdm(total=count, unit="digit", dynamic_ncols=True) as bar:
+                for batch in draw(loaded.network, labels, seed, sampling):
+                    batches.append(batch)
+                    bar.update(len(batch))
             images.save(new, options.out.suffix[1:], torch.cat(batches), labels, images.columns(count))
     how = f"{sampling.steps} steps, guidance {sampling.guidance:g}, weights {loaded.source}"
     print(f"{options.out}: {count} digits, {how}")

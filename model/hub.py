@@ -4,11 +4,11 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,36 +19,38 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import logging, parse_ratelimit_headers
+
+from model.common import masked
 
 DECISION_SECONDS = 6.0  # for the commit and a first small file; a slower Hub counts as unreachable
 DOWNLOAD_SECONDS = 300.0  # for all files
 
-# Answers of the Hub rather than faults of the network.
-NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)
+NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)  # answers, no faults
 # RuntimeError is raised by Xet and by uploads in several threads.
 CLIENT_ERRORS = (HTTPError, OSError, RevisionResolutionError, json.JSONDecodeError, RuntimeError)
 
 NAME = r"\w[\w.-]*/\w[\w.-]*"
 TOKENS = "https://huggingface.co/settings/tokens"
-ADVICE = {
+NO_REPOSITORY = "there is no such repository, or it is private; check the name, or log in with `hf auth login`"
+ADVICE = {  # by the kind of error, else by the status of the answer
+    GatedRepoError: "its owner gives access on request; ask on its page, then log in with `hf auth login`",
+    RevisionNotFoundError: "the repository is there, but has no such revision; its page lists branches and commits",
+    RemoteEntryNotFoundError: "it holds no {file}, so it does not hold weights of this network; check the name",
+    RepositoryNotFoundError: NO_REPOSITORY,
     401: f"the token is not valid; create one at {TOKENS} and log in with `hf auth login`",
     402: "a free account can have two ZeroGPU Spaces and no other Gradio Space; leave --hardware out, delete a Space, "
     "or subscribe to PRO",
     403: f"the token has no permission for it; create one that may write at {TOKENS} and log in with `hf auth login`",
-    404: "there is no such repository, or it is private; check the name, or log in with `hf auth login`",
+    404: NO_REPOSITORY,
 }
-ANSWERS = {
-    GatedRepoError: "its owner gives access on request; ask on its page, then log in with `hf auth login`",
-    RevisionNotFoundError: "the repository is there, but has no such revision; its page lists branches and commits",
-    RemoteEntryNotFoundError: "it holds no {file}, so it does not hold weights of this network; check the name",
-    RepositoryNotFoundError: ADVICE[404],
-}
+
+
+logging.set_verbosity_error()  # its warnings of retries show HF_ENDPOINT's credentials
 
 
 def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[Path, str]:
-    """The cached folder with the files of a repository `USER/NAME[@revision]`, and `USER/NAME@commit`, its permanent
-    name.
+    """The cached folder of a repository `USER/NAME[@revision]` with these files, and `USER/NAME@commit`.
 
     The revision is resolved to a commit once; where the Hub does not answer, the cache is used.
     Raises OSError, in one sentence, and without a network within `DECISION_SECONDS`.
@@ -74,8 +76,7 @@ def fetch(
     repo: str, revision: str, names: tuple[str, ...], optional: tuple[str, ...] = (), offline: bool = False
 ) -> Path:
     """The cached folder with these files of one commit; files that are cached already take no request."""
-    # Some mirrors have no default branch, so it is named.
-    named = revision or constants.DEFAULT_REVISION
+    named = revision or constants.DEFAULT_REVISION  # some mirrors have no default branch
     commit = HfApi().resolve_revision(repo, revision=named, local_files_only=offline).resolved
     paths = [hf_hub_download(repo, name, revision=commit, local_files_only=offline) for name in names]
     for name in optional:
@@ -105,47 +106,45 @@ def within(seconds: float, call: Callable):
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except TimeoutError:
-        if outcome.done():
-            raise
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if not wait([outcome], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return outcome.result()
 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn the errors of the Hub's client into an OSError of one sentence: `what`, why, and what to do."""
     try:
+        if not re.fullmatch("[!-~]*", get_token() or ""):
+            raise OSError(f"the token holds a space, a typographic quote or the like; copy it again from {TOKENS}")
         yield
     except CLIENT_ERRORS as error:
-        raise OSError(f"{what}: {reason(error)}") from error
+        raise OSError(masked(f"{what}: {reason(error)}")) from error
 
 
 def reason(error: BaseException) -> str:
-    """Why it failed and what to do: from the Hub's answer where there is one, else from the root cause."""
+    """Why it failed and what to do: from the Hub's answer if there is one, else from the root cause."""
     causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
+    while cause := causes[-1].__cause__:
+        causes.append(cause)
     for cause in causes:
         if isinstance(cause, HfHubHTTPError):
             return answer(cause)
-    if any(isinstance(cause, json.JSONDecodeError) for cause in causes):
-        return f"{constants.ENDPOINT} does not answer as the Hub does; check the network and HF_ENDPOINT"
+        if isinstance(cause, json.JSONDecodeError):
+            return f"{constants.ENDPOINT} does not answer as the Hub does; check the network and HF_ENDPOINT"
     if any(isinstance(cause, HTTPError | ConnectionError | TimeoutError) for cause in causes):
-        return f"no connection to {constants.ENDPOINT} ({causes[-1]}); check the network and try again"
-    return str(error)
+        return f"no connection to {constants.ENDPOINT} ({masked(causes[-1])}); check the network and try again"
+    return masked(error)
 
 
 def answer(error: HfHubHTTPError) -> str:
     """What an error response of the Hub means, and what to do."""
     response = error.response
-    for kind, advice in ANSWERS.items():
-        if isinstance(error, kind):
-            return advice.format(file=response.url.path.rpartition("/")[2])
     if response.status_code == 429:
         limit = parse_ratelimit_headers(response.headers)
         seconds = response.headers.get("Retry-After") or (limit and limit.reset_in_seconds)
         return f"too many requests; try again {f'in {seconds} seconds' if seconds else 'later'}"
-    said = f" ({error.server_message})" if error.server_message else ""
-    return ADVICE.get(response.status_code, f"the Hub answers {response.status_code}{said}; try again later")
+    said = f" ({error.server_message[:200]})" if error.server_message else ""
+    unknown = f"the Hub answers {response.status_code}{said}; try again later"
+    advice = ADVICE.get(type(error)) or ADVICE.get(response.status_code, unknown)
+    return advice.replace("{file}", response.url.path.rpartition("/")[2])

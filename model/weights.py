@@ -1,7 +1,7 @@
 """Weights: from a folder or a Hub repository to a network that is ready to draw, and back into a folder.
 
 A folder of weights holds `config.json` (the arguments of `DiT`), `model.safetensors` (float16), `sampling.json` (the
-defaults to draw with) and `metrics.json`, which keeps the sha256 of the first two: a flipped byte would load silently.
+defaults to draw with) and `metrics.json`, which keeps the sha256 of the tensors: a flipped byte would load silently.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from model import hub
+from model import check, hub
 from model.common import replacing_folder, sha256
 from model.device import has_bfloat16
 from model.dit import DiT
@@ -26,6 +26,29 @@ BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, TENSORS, METRICS, SAMPLING = "config.json", "model.safetensors", "metrics.json", "sampling.json"
 FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is optional
 MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
+LARGEST = 10_000_000  # bytes of a JSON file
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+# What metrics.json may hold, by `check.typed`.
+NUMBER, FIGURES = int | float, {...: int | float}
+TRAINING = {
+    **dict.fromkeys(("epochs", "steps", "images", "batch", "lr", "hours"), NUMBER),
+    **dict.fromkeys(("data", "device", "torch", "commit", "command"), str),
+}
+TRAINING["initialized_from"] = TRAINING
+ROW = {
+    "settings": {
+        "count": int,
+        **dict.fromkeys(("steps", "guidance", "time_shift"), NUMBER | None),  # None for digits from a file
+        "sampler": str | None,
+        **dict.fromkeys(("sha256", "extractor"), str),
+    },
+    **dict.fromkeys(("drawn", "real"), FIGURES),
+    "blank": {...: FIGURES},
+    "extractor_accuracy": NUMBER,
+    **dict.fromkeys(("device", "torch", "command", "commit"), str),
+}
+RECORDS = {"sha256": {...: str}, "training": TRAINING, "evaluation": ROW, "sweeps": [ROW], "cas": [ROW]}
 
 
 @dataclass(frozen=True)
@@ -76,26 +99,24 @@ def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu"
 
 
 def read(folder: Path) -> Weights:
-    """A folder of weights, checked: file names, hashes, the shape of every tensor, every number finite."""
+    """A folder of weights, checked: file names, types, hash, the shape of every tensor, every number finite."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}, so there are no weights to draw with")
-    config, metrics = read_json(folder / CONFIG), read_json(folder / METRICS)
-    for name, expected in metrics.get("sha256", {}).items():
-        if sha256(folder / name) != expected:
-            raise ValueError(
-                f"{folder / name} is damaged: its sha256 differs from the one in {METRICS}; download or train it again"
-            )
+    config, metrics = read_json(folder / CONFIG), read_metrics(folder / METRICS)
+    expected = metrics.get("sha256", {}).get(TENSORS)
+    if expected and sha256(folder / TENSORS) != expected:
+        raise damaged(folder / TENSORS, f"damaged: its sha256 differs from the one in {METRICS}")
     sampling = read_sampling(folder, {new: config.pop(old) for old, new in MOVED.items() if old in config})
     foreign = set(config) - set(inspect.signature(DiT).parameters)
     if foreign:
-        raise ValueError(f"{folder / CONFIG} is not of this network: unknown {', '.join(sorted(foreign))}")
+        raise ValueError(f"{folder / CONFIG} is not of this network: unknown {check.shown(', '.join(sorted(foreign)))}")
     try:
         check_shapes(folder / TENSORS, config)  # before anything is allocated
         network = DiT(**config)
         network.load_state_dict(load_file(folder / TENSORS))
     except SafetensorError:
-        raise ValueError(f"{folder / TENSORS} is damaged or truncated; download or train it again") from None
+        raise damaged(folder / TENSORS, "damaged or truncated") from None
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise ValueError(f"{folder / TENSORS} holds numbers that are not finite")
     return Weights(network, sampling, str(folder), metrics)
@@ -104,12 +125,32 @@ def read(folder: Path) -> Weights:
 def read_json(path: Path) -> dict:
     """The object in a JSON file, {} where there is no such file; raises ValueError for anything else."""
     try:
+        if path.is_file() and path.stat().st_size > LARGEST:
+            raise ValueError
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        raise ValueError(f"{path} is not valid JSON") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not valid JSON, or too large") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a JSON object")
     return found
+
+
+def read_metrics(path: Path) -> dict:
+    """A metrics.json whose fields have the types of `RECORDS`; raises ValueError for anything else."""
+    found = read_json(path)
+    try:
+        check.typed(f"{path}: ", found, RECORDS)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    return found
+
+
+def damaged(path: Path, how: str) -> ValueError:
+    """The error for a tensor file that cannot be used."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return ValueError(f"{path} is a pointer of git-lfs, not the file itself; fetch that with `git lfs pull`")
+    return ValueError(f"{path} is {how}; download or train it again")
 
 
 def read_sampling(folder: Path, older: dict) -> SamplingConfig:
@@ -123,10 +164,19 @@ def read_sampling(folder: Path, older: dict) -> SamplingConfig:
 
 def check_shapes(path: Path, config: dict) -> None:
     """Raise ValueError unless a tensor file holds exactly the tensors of `DiT(**config)`; reads its header only."""
-    with torch.device("meta"):
-        expected = {name: list(tensor.shape) for name, tensor in DiT(**config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            expected = {name: list(tensor.shape) for name, tensor in DiT(**config).state_dict().items()}
+    except ValueError as error:
+        raise ValueError(f"{path.with_name(CONFIG)}: {error}") from None
     with safe_open(path, "pt") as file:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    prefix = min(found, default="").removesuffix(min(expected))
+    if prefix and {name.removeprefix(prefix): shape for name, shape in found.items()} == expected:
+        raise ValueError(
+            f"the names in {path} begin with {check.shown(prefix)}, as those of torch.compile and "
+            "DistributedDataParallel do; save the state of the network that is wrapped"
+        )
     if found != expected:
         raise ValueError(f"{path} does not hold the tensors of the network in {CONFIG}")
 
@@ -144,7 +194,7 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) ->
             raise OSError(f"no weights can be written to {folder}: {error}") from None
         (new / "README.md").unlink(missing_ok=True)  # the mixin's generic card
         (new / SAMPLING).write_text(json.dumps(asdict(sampling), indent=2) + "\n", encoding="utf-8")
-        hashes = {name: sha256(new / name) for name in (CONFIG, TENSORS)}
+        hashes = {TENSORS: sha256(new / TENSORS)}  # not of text, whose line ends git may change
         (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -64,7 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         drawing = drawing_of(samples, count, seed, steps=options.steps, guidance=options.guidance)
         command = " ".join(["python -m training.evaluate", *(sys.argv[1:] if argv is None else argv)])
         try:
-            evaluation = Evaluation(samples, Reference(device, options.data_root), results, drawing, command)
+            reference = Reference(device, options.data_root)
+            if options.samples and (doubt := reference.doubt(*samples.digits(count, seed))):
+                print(f"Warning: {doubt}.", file=sys.stderr)
+            evaluation = Evaluation(samples, reference, results, drawing, command)
             evaluation.run(parts, options.count, fresh_headline=not (options.full or options.only))
         except KeyboardInterrupt:
             print(f"\nStopped. Finished rows are in {results.path}; --full or --only continues from there.")

@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 
 import torch
 
-from model import images, weights
+from model import check, images, weights
 from model.common import git_commit, replacing
 from model.device import described
 from training.measure import metrics, plots
@@ -38,13 +38,13 @@ class Results:
 
     def read(self) -> dict:
         """The file's content without rows of other samples; raises ValueError for a file of other weights."""
-        kept = weights.read_json(self.path)
+        kept = weights.read_metrics(self.path)
         if kept.get("sha256", {}).get(weights.TENSORS, self.samples.sha256) != self.samples.sha256:
             raise ValueError(f"{self.path} belongs to other weights than those measured; choose another --out")
         for part in ("evaluation", "sweeps", "cas"):
             there = kept.pop(part, [])
             there = [there] if part == "evaluation" and there else there
-            rows = [row for row in there if row["settings"]["sha256"] == self.samples.sha256]
+            rows = [row for row in there if row.get("settings", {}).get("sha256") == self.samples.sha256]
             if len(rows) < len(there) and isinstance(self.samples, FileSamples):
                 raise ValueError(f"{self.path} holds figures of other digits than these; choose another --out")
             if rows:
@@ -148,6 +148,7 @@ class Evaluation:
         drawn, real = self.reference.compare(pixels, labels)
         return {"drawn": rounded(drawn), "real": rounded(real)}
 
+    @check.complete(weights.METRICS)
     def sweep(self, over: str, count: int) -> None:
         """A row for each point of `steps`, `guidance` or `shift`, and their plot."""
         if over == "shift":

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import nn
 from tqdm import tqdm
 
-from model import check
+from model import check, weights
 from model.common import add_shared, git_commit, replacing, sentence_on_error, sha256
 from model.device import described, has_bfloat16, pick
 from training import data
@@ -124,7 +124,7 @@ def save(extractor: Extractor, path: Path, notes: dict[str, str]) -> None:
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in extractor.state_dict().items()
     }
     with replacing(path) as new:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, new, metadata=notes)
+        new.write_bytes(serialized({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, notes))
 
 
 def load(device: torch.device | str = "cpu", path: Path = PATH) -> tuple[Extractor, dict]:
@@ -141,9 +141,7 @@ def load(device: torch.device | str = "cpu", path: Path = PATH) -> tuple[Extract
             notes = file.metadata()
         notes = {**notes, "accuracy": float(notes["accuracy"]), "sha256": sha256(path)}
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError):
-        raise ValueError(
-            f"{path} is damaged or no extractor; train it again with: python -m training.measure.extractor"
-        ) from None
+        raise weights.damaged(path, "damaged or no extractor") from None
     return extractor.to(device).eval().requires_grad_(False), notes
 
 

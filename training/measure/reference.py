@@ -6,6 +6,18 @@ from training import data
 from training.measure import extractor, metrics
 from training.measure.samples import in_proportion
 
+# What digits may have gone through on their way into a file, uint8 `[N, 28, 28]`.
+DISTORTIONS = {
+    "inverted (white where it should be black)": lambda pixels: 255 - pixels,
+    "transposed (rows and columns exchanged)": lambda pixels: pixels.mT,
+    "mirrored": lambda pixels: pixels.flip(2),
+    "upside down": lambda pixels: pixels.flip(1),
+    "rotated by 90° to the left": lambda pixels: pixels.rot90(-1, (1, 2)),
+    "rotated by 90° to the right": lambda pixels: pixels.rot90(1, (1, 2)),
+    "rotated by 180°": lambda pixels: pixels.flip(1, 2),
+    "in the range 0 to 1 (they should be 0 to 255)": lambda pixels: 255 * pixels,
+}
+DOUBTFUL, CLEAR, LOOKED_AT = 0.8, 0.9, 1000  # accuracies as given and once set right; digits
 CAS_STEPS = 2350  # of 128 digits: five passes over 60,000
 
 
@@ -54,6 +66,21 @@ class Reference:
                 "accuracy": extractor.accuracy(self.test_predictions[:count], self.test_labels[:count]),
             }
         return self.real_metrics[count]
+
+    def doubt(self, pixels: torch.Tensor, labels: torch.Tensor) -> str:
+        """What digits `[N, 28, 28]` look like that are not what their labels say; "" where most of them are."""
+
+        def right(change) -> float:
+            return extractor.accuracy(
+                extractor.extract(self.extractor, change(pixels[:LOOKED_AT]))[1], labels[:LOOKED_AT]
+            )
+
+        if (given := right(lambda pixels: pixels)) >= DOUBTFUL:
+            return ""
+        accuracies = {name: right(change) for name, change in DISTORTIONS.items()}
+        name = max(accuracies, key=accuracies.get)
+        look = f"they look {name}" if accuracies[name] >= CLEAR else "they may be no digits, or have other labels"
+        return f"only {given:.0%} of these digits are read as their labels say; {look}"
 
     def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
         """Classification accuracy score (Ravuri & Vinyals, arXiv 1905.10887): the accuracy on the real test set of a

@@ -14,6 +14,7 @@ from model import flow, images, weights
 from model.common import sha256
 from model.sampling import MNIST_HISTOGRAM, SamplingConfig, draw, parse_labels
 
+LARGEST = 2**30  # bytes of the arrays of an .npz, more than a million digits
 FEWEST = 256  # digits; fewer than twice the 128 features measure nothing
 
 
@@ -96,10 +97,15 @@ def in_proportion(pixels: torch.Tensor, labels: torch.Tensor, seed: int) -> tupl
 def read_samples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels uint8 `[N, 28, 28]` and labels int64 `[N]` of an `.npz`; raises ValueError or OSError, in one sentence."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            pixels, labels = archive["images"], archive["labels"]
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(archive.getinfo(name).file_size for name in ("images.npy", "labels.npy"))
+        if size <= LARGEST:
+            with np.load(path, allow_pickle=False) as archive:
+                pixels, labels = archive["images"], archive["labels"]
+    except (KeyError, TypeError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{path} is not an .npz with images and labels") from None
+    if size > LARGEST:
+        raise ValueError(f"{path} unpacks to {size:,} bytes; at most {LARGEST:,} are read")
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (images.SIZE, images.SIZE):
         raise ValueError(f"images must be uint8 [N, 28, 28], not {pixels.dtype} {list(pixels.shape)}")
     if labels.dtype.kind not in "iu" or labels.shape != pixels.shape[:1]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from model import weights
+from model import check, weights
 from training.config import Config, add_options
 
 # metric, its name for a reader, its format, the metric's type on the Hub
@@ -56,6 +56,7 @@ def figures_of(metrics: dict) -> tuple[dict, dict]:
     return {**row["drawn"], **cas["drawn"]}, {**row["real"], **cas["real"]}
 
 
+@check.complete(weights.METRICS)
 def results_table(metrics: dict) -> str:
     """The headline row as a Markdown table, drawn beside real digits; "" where nothing is measured yet."""
     if "evaluation" not in metrics:
@@ -198,6 +199,7 @@ The metrics judge sets of digits, not single ones, and only through one small cl
 MIT."""
 
 
+@check.complete(weights.METRICS)
 def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
     """The card of a folder of weights that is, or will be, the Hub repository `repo`; `code` is the address to clone
     the code from.

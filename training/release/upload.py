@@ -5,6 +5,8 @@ failed upload leaves the branch on the Hub as it was.
 """
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +17,18 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from model import hub, weights
 from model.sampling import states
-from training.release.card import results_table
+from training.release.card import PICTURES, results_table
 
 ROOT = Path(__file__).parent.parent.parent
 CARD = "README.md"
-OF_WEIGHTS = (weights.CONFIG, weights.TENSORS, weights.METRICS, weights.SAMPLING, CARD, "*.png")
-OPTIONAL = (weights.SAMPLING, CARD, "*.png")
+OPTIONAL = (weights.SAMPLING, CARD, *(name for name, *_ in PICTURES))
+OF_WEIGHTS = (*weights.FILES, *OPTIONAL)
 OF_SPACE = (
     "app.py",
     "requirements.txt",
     "LICENSE",
     "model/*.py",
-    "model/page/*.*",
+    *(f"model/page/*.{kind}" for kind in ("py", "css", "js")),
     *(f"weights/{name}" for name in OF_WEIGHTS),
 )
 ZERO_GPU = "zero-a10g"
@@ -34,18 +36,39 @@ REQUEST_SECONDS, UPLOAD_SECONDS = 30.0, 600.0
 
 
 def stage(source: Path, patterns: tuple[str, ...], to: Path) -> None:
-    """Copy the files of `source` that match the patterns into `to`, except hidden ones.
+    """Copy the files of `source` that match the patterns into `to`, except hidden ones, links, and in the root of a git
+    repository what is not tracked.
 
     Raises FileNotFoundError for a pattern without a match, unless it is optional.
     """
+    tracked, root = tracked_files(source), source.resolve()
     for pattern in patterns:
-        found = [path for path in source.glob(pattern) if path.is_file() and not path.name.startswith(".")]
+        found = []
+        for path in source.glob(pattern):
+            name = path.relative_to(source)
+            if path.is_file() and not path.name.startswith("."):
+                if path.resolve() == root / name and (tracked is None or name.as_posix() in tracked):
+                    found.append(path)
+                else:
+                    print(f"Not sent, because it is a link or git does not track it: {path}", file=sys.stderr)
         if not found and not pattern.endswith(OPTIONAL):
-            raise FileNotFoundError(f"{source / pattern} is missing, and has to be published too")
+            raise FileNotFoundError(
+                f"{source / pattern} is missing, a link or not tracked, and has to be published too"
+            )
         for path in found:
             target = to / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+
+
+def tracked_files(folder: Path) -> set[str] | None:
+    """The files that git tracks in the root of its repository; None for any other folder."""
+    if not (folder / ".git").exists():
+        return None
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, encoding="utf-8")
+    if listing.returncode:
+        raise ValueError(f"git does not say which files of {folder} it tracks: {listing.stderr}")
+    return set(listing.stdout.split("\0"))
 
 
 def check(folder: Path) -> None:
@@ -53,11 +76,11 @@ def check(folder: Path) -> None:
     non-finite images."""
     loaded = weights.read(folder)
     metrics = loaded.metrics
-    if not {weights.CONFIG, weights.TENSORS} <= set(metrics.get("sha256", ())):
+    if weights.TENSORS not in metrics.get("sha256", {}):
         raise ValueError(f"{weights.METRICS} does not name by sha256 the weights it belongs to; train them again")
     evaluation = [metrics["evaluation"]] if "evaluation" in metrics else []
     measured = [*evaluation, *metrics.get("sweeps", []), *metrics.get("cas", [])]
-    if any(row["settings"]["sha256"] != metrics["sha256"][weights.TENSORS] for row in measured):
+    if any(row.get("settings", {}).get("sha256") != metrics["sha256"][weights.TENSORS] for row in measured):
         raise ValueError(
             f"{weights.METRICS} holds figures of other weights; measure again: python -m training.evaluate"
         )

@@ -17,7 +17,7 @@ from model.sampling import SamplingConfig, states
 from training import checkpoint, data, distributed
 from training.config import Config
 from training.objective import compiled, learning_rate, make_loss, update_ema
-from training.run_folder import HISTORY, METRICS, WEIGHTS, RunFolder
+from training.run_folder import HISTORY, METRICS, WEIGHTS, RunFolder, quoted
 
 NONFINITE_LIMIT = 10  # steps in a row, after which a run stops
 
@@ -158,7 +158,7 @@ class Trainer:
             raise ValueError(
                 f"step {self.step}: the last {int(self.nonfinite_in_a_row.item())} gradients were not finite "
                 f"at a learning rate of {rate:.1e}; start from the last good weights with "
-                f"--init {self.folder.path / WEIGHTS} and a lower --lr"
+                f"--init {quoted(self.folder.path / WEIGHTS)} and a lower --lr"
             )
         found = {
             name: value if math.isfinite(value) else None
@@ -178,11 +178,9 @@ class Trainer:
 
     # ---- state
 
-    def save(self) -> None:
-        """Write the checkpoint, and the averaged weights ready to draw with."""
-        if not self.folder.writes:
-            return
-        state = {
+    def state(self) -> dict:
+        """The content of a checkpoint."""
+        return {
             "config": self.config.recipe(),
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
@@ -194,30 +192,52 @@ class Trainer:
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "initialized_from": self.initialized_from,
         }
-        checkpoint.save(self.folder.path, state)
+
+    def save(self) -> None:
+        """Write the checkpoint, and the averaged weights ready to draw with."""
+        if not self.folder.writes:
+            return
+        checkpoint.save(self.folder.path, self.state())
         if self.folder.saved_weights_step() != self.step:  # else they may have been measured meanwhile
             weights.save(self.ema, self.folder.path / WEIGHTS, self.sampling, {"training": self.summary()})
 
     def restore(self) -> None:
-        """Return to the newest whole checkpoint of the folder, and drop later lines of metrics.jsonl.
+        """Return to the newest checkpoint of the folder that is whole and of this run, and clean its logs.
 
-        Raises ValueError for a checkpoint of another configuration, OSError where there is none.
+        Raises ValueError where there are only checkpoints of another run, OSError where there is none.
         """
-        state, damage = checkpoint.load(self.folder.path)
-        if damage:
-            print(damage)
-        recipe = self.config.recipe()
-        changed = sorted(name for name in recipe if recipe[name] != state.get("config", {}).get(name))
-        if changed:
-            raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")
+        state, notice = checkpoint.load(self.folder.path, self.check_state)
+        if notice:
+            distributed.print_once(notice)
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The hyperparameters are those of the configuration, the moments those of the checkpoint.
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
         for name in ("step", "seconds", "initialized_from"):
             setattr(self, name, state[name])
         for name in ("loss_sum", "nonfinite_since_log", "nonfinite_in_a_row"):
-            setattr(self, name, state[name].to(self.device))
-        self.folder.drop_rows_after(self.step)
+            getattr(self, name).copy_(state[name])
+        self.folder.clean_logs(self.step)
+
+    def check_state(self, state) -> None:
+        """Raise ValueError unless this is the content of a checkpoint of this run."""
+        own, recipe = self.state(), self.config.recipe()
+        whole = isinstance(state, dict) and state.keys() == own.keys() and isinstance(state["config"], dict)
+        changed = sorted(name for name in recipe if whole and recipe[name] != state["config"].get(name))
+        if changed:
+            raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")
+        parts = [name for name in own if name not in ("config", "optimizer", "initialized_from")]
+        moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in self.network.parameters()]
+        fits = (
+            whole
+            and all(alike(state[name], own[name]) for name in parts)
+            and 0 <= state["step"] <= self.total
+            and isinstance(state["initialized_from"], dict | None)
+            and isinstance(state["optimizer"], dict)
+            and alike(state["optimizer"].get("state"), dict(enumerate(moments if state["step"] else ())))
+        )
+        if not fits:
+            raise ValueError(f"the checkpoint in {self.folder.path} is of another network or incomplete")
 
     def record_start(self) -> None:
         """Append what this start of the run works with to history.jsonl."""
@@ -245,6 +265,15 @@ class Trainer:
             "command": self.config.command(),
             **({"initialized_from": self.initialized_from} if self.initialized_from else {}),
         }
+
+
+def alike(found, own) -> bool:
+    """Whether two states have the same keys, types and shapes."""
+    if isinstance(own, dict):
+        return isinstance(found, dict) and found.keys() == own.keys() and all(alike(found[k], own[k]) for k in own)
+    if isinstance(own, torch.Tensor):
+        return isinstance(found, torch.Tensor) and found.shape == own.shape
+    return type(found) is type(own)
 
 
 def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Validation of values from outside: each function returns the value in its own type, or raises ValueError."""
 
+import re
 import sys
 from numbers import Integral, Real
 
@@ -20,6 +21,15 @@ def number(name: str, value, low: float, high: float | None = None) -> float:
     if not finite or not in_range(value, low, high):
         raise ValueError(f"{name} must be a number {span(low, high)}, not {shown(value)}")
     return float(value)
+
+
+def plain_name(name: str, value) -> str:
+    """A text that is one folder's name on every system, and needs no escaping in a page."""
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w .+-]{0,59}(?<![ .])", value):
+        raise ValueError(
+            f"{name} must be a plain name of at most 60 letters, digits, spaces and . _ + -, not {shown(value)}"
+        )
+    return value
 
 
 def in_range(value, low, high) -> bool:

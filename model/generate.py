@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.out.suffix not in (".png", ".npz"):
             raise ValueError(f"--out must end in .png or .npz, not {options.out}")
         count = check.whole("count", options.count, 1, 1_000_000)
-        labels, seed = parse_labels(options.labels, count, options.seed), check_seed(options.seed, count)
+        seed = check_seed(options.seed, count)
+        labels = parse_labels(options.labels, count, seed)
         loaded = weights.load(options.weights, pick(options.device), DTYPES.get(options.dtype))
         sampling = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
         with replacing(options.out) as new:

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from model import check
 from model.common import replacing
+from model.images import SIZE
 from model.sampling import MAX_GUIDANCE, MAX_SEED
 from training.data import DATASETS
 
+MANY = 10**9  # the bound of numbers that have no other
+KINDS = {bool: "true or false", str: "a printable text of at most 1000 characters"}
 
-def option(default, help: str, low: float = 0, high: float | None = None):
+
+def option(default, help: str, low: float = 0, high: float = MANY):
     """A field with its default, its help text and, for numbers, its range."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
@@ -29,10 +33,10 @@ class Config:
     blank_images: int = option(1000, "all-black, and as many all-white, images added to the data set", high=100_000)
 
     init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
-    width: int = option(256, "width of the network", low=1)
-    depth: int = option(3, "blocks", low=1)
-    heads: int = option(4, "query heads, which share one key and value head", low=1)
-    patch: int = option(2, "side of a patch, pixels", low=1)
+    width: int = option(256, "width of the network", low=1, high=4096)
+    depth: int = option(3, "blocks", low=1, high=100)
+    heads: int = option(4, "query heads, which share one key and value head", low=1, high=1024)
+    patch: int = option(2, "side of a patch, pixels", low=1, high=SIZE)
     pixel_mean: float = option(0.5, "subtracted from pixels in [0, 1]", high=1)
     pixel_std: float = option(0.3081, "pixels are divided by it, so that the data has unit variance", low=1e-3, high=1)
 
@@ -59,7 +63,7 @@ class Config:
     device: str = option("auto", "auto, cpu, cuda or mps")
     compile: bool = option(True, "torch.compile the loss where a compiler works")
     log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
-    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6)
+    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
     checkpoint_every: float = option(120.0, "seconds between two checkpoints")
 
     def __post_init__(self):
@@ -70,8 +74,8 @@ class Config:
                 object.__setattr__(
                     self, item.name, checked(item.name, value, item.metadata["low"], item.metadata["high"])
                 )
-            elif not isinstance(value, kind):
-                raise ValueError(f"{item.name} must be a {kind.__name__}, not {check.shown(value)}")
+            elif not isinstance(value, kind) or (kind is str and not (value.isprintable() and len(value) <= 1000)):
+                raise ValueError(f"{item.name} must be {KINDS[kind]}, not {check.shown(value)}")
         if self.data not in DATASETS:
             raise ValueError(f"data must be {', '.join(DATASETS)}, not {check.shown(self.data)}")
 
@@ -91,9 +95,9 @@ class Config:
                 words += ["--no-compile"] if name == "compile" else [f"--{name.replace('_', '-')}", str(value)]
         return words
 
-    def command(self) -> str:
+    def command(self, launcher: str = "python") -> str:
         """The command that trains the same weights, whatever preset this configuration came from."""
-        return shlex.join(["python", "-m", "training.train", *Config(**self.recipe()).flags()])
+        return f"{launcher} {shlex.join(['-m', 'training.train', *Config(**self.recipe()).flags()])}"
 
     def save(self, path: Path) -> None:
         with replacing(path) as new:
@@ -103,9 +107,15 @@ class Config:
     def load(cls, path: Path) -> "Config":
         """Raises ValueError for a file that is not a configuration."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, json.JSONDecodeError):
-            raise ValueError(f"{path} is not a configuration of this trainer") from None
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict) or not values.keys() <= {item.name for item in fields(cls)}:
+            raise ValueError(f"{path} is not a configuration of this trainer")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # taken over from the weights of --init

@@ -28,9 +28,9 @@ class Config:
     Raises ValueError for a value of the wrong type or out of range.
     """
 
-    data: str = option("mnist", "mnist, fashion or kmnist")
+    data: str = option("mnist", "mnist, fashion, kmnist, a folder with one folder of images per class, or an .npz")
     data_root: str = option("data", "folder of the data sets, downloaded there if necessary")
-    blank_images: int = option(1000, "all-black, and as many all-white, images added to the data set", high=100_000)
+    blank_images: int = option(1000, "all-black, and as many all-white, images added to a built-in set", high=100_000)
 
     init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
     width: int = option(256, "width of the network", low=1, high=4096)
@@ -61,6 +61,7 @@ class Config:
     seed: int = option(0, "seed of the initial weights and of every batch", high=MAX_SEED)
 
     device: str = option("auto", "auto, cpu, cuda or mps")
+    tensorboard: bool = option(False, "also write the log for TensorBoard, to runs/NAME/tensorboard")
     compile: bool = option(True, "torch.compile the loss where a compiler works")
     log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
     preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
@@ -76,8 +77,8 @@ class Config:
                 )
             elif not isinstance(value, kind) or (kind is str and not (value.isprintable() and len(value) <= 1000)):
                 raise ValueError(f"{item.name} must be {KINDS[kind]}, not {check.shown(value)}")
-        if self.data not in DATASETS:
-            raise ValueError(f"data must be {', '.join(DATASETS)}, not {check.shown(self.data)}")
+        if self.data not in DATASETS and not Path(self.data).exists():
+            raise ValueError(f"data must be {', '.join(DATASETS)}, a folder or an .npz, not {check.shown(self.data)}")
 
     def network(self) -> dict:
         """The arguments of `DiT`."""
@@ -92,7 +93,8 @@ class Config:
         words = []
         for name, value in asdict(self).items():
             if value != getattr(Config, name):
-                words += ["--no-compile"] if name == "compile" else [f"--{name.replace('_', '-')}", str(value)]
+                flag = name.replace("_", "-")
+                words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         return words
 
     def command(self, launcher: str = "python") -> str:
@@ -121,7 +123,7 @@ class Config:
 NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # taken over from the weights of --init
 
 # What a resumed run may change: nothing that decides the weights.
-RESUMABLE = {"data_root", "device", "compile", "log_every", "preview_every", "checkpoint_every"}
+RESUMABLE = {"data_root", "device", "compile", "tensorboard", "log_every", "preview_every", "checkpoint_every"}
 
 SHORT_RUN = {"batch": 128, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {

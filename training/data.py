@@ -14,9 +14,21 @@ from urllib.error import URLError
 import torch
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-from model.images import BLACK, SIZE, WHITE
+from model.images import BLACK, CLASSES, SIZE, WHITE
+from training import own_images
 
 DATASETS = {"mnist": MNIST, "fashion": FashionMNIST, "kmnist": KMNIST}
+
+
+def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Pixels, labels and the names of the classes: a built-in set with `blanks` blank images of each kind, or own
+    images from the path `name`, which have no blank classes.
+
+    Raises OSError or ValueError, in one sentence, for data that is missing, damaged or of another kind.
+    """
+    if name in DATASETS:
+        return *with_blanks(*load(name, root), blanks), CLASSES
+    return own_images.read(Path(name))
 
 
 def load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,6 @@ import torch
 from model import check, weights
 from model.common import python, sentence_on_error
 from model.device import peak_memory
-from model.dit import DiT
 from training import distributed
 from training.config import NETWORK, PRESETS, RESUMABLE, Config, add_options
 from training.distributed import print_once
@@ -35,9 +34,7 @@ def fresh(options: dict, folder: RunFolder, preset: str) -> Trainer:
     other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
     if other:
         raise ValueError(f"the weights in {config.init} have another {', '.join(other)}; leave it out")
-    network = DiT(**config.network())
-    network.load_state_dict(loaded.network.state_dict())
-    return Trainer(config, folder, network, loaded.metrics.get("training"))
+    return Trainer(config, folder, loaded)
 
 
 def start(options: dict, path: Path, preset: str) -> Trainer:

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from model import weights
+from model.images import CLASSES
 from training.config import Config, add_options
 
 # metric, its name for a reader, its format, the metric's type on the Hub
@@ -99,7 +100,7 @@ def data_of(metrics: dict, repo: str) -> ModelCardData:
     )
 
 
-def use(repo: str, code: str) -> str:
+def use(repo: str, code: str, labels: str) -> str:
     where = f" --weights {repo}" if repo else ""
     return f"""## Use
 
@@ -107,7 +108,7 @@ def use(repo: str, code: str) -> str:
 git clone {code} digits
 cd digits
 pip install -r requirements.txt
-python -m model.generate --labels 0-9 --count 100 --out digits.png{where}
+python -m model.generate --labels {shlex.quote(labels)} --count 100 --out digits.png{where}
 python app.py{where}
 ```"""
 
@@ -205,20 +206,27 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
         raise ValueError(f"--repo must be USER/NAME, not {repo!r}")
     loaded = weights.read(folder)
     metrics, parameters = loaded.metrics, sum(parameter.numel() for parameter in loaded.network.parameters())
+    names = loaded.network.class_names
     shown = {
         name: f"## {title}\n\n![{text}]({name})\n\n{text}"
         for name, title, text in PICTURES
         if (folder / name).is_file()
     }
     parts = [
-        "# Handwritten digits from a small Diffusion Transformer",
-        "Class-conditional: ask for a digit from 0 to 9, or for an all-black or all-white image.",
+        f"# {'Handwritten digits' if names == CLASSES else 'Images'} from a small Diffusion Transformer",
+        "Class-conditional: ask for a digit from 0 to 9, or for an all-black or all-white image."
+        if names == CLASSES
+        else f"Class-conditional: ask for one of {', '.join(names)}.",
         shown.pop("samples.png", ""),
-        use(repo, code or f"https://huggingface.co/spaces/{repo or 'USER/NAME'}"),
+        use(
+            repo,
+            code or f"https://huggingface.co/spaces/{repo or 'USER/NAME'}",
+            "0-9" if names == CLASSES else ",".join(names[:10]),
+        ),
         results(metrics) if "evaluation" in metrics else "",
         *shown.values(),
         training(metrics, parameters),
-        LIMITS,
+        LIMITS if names == CLASSES else "## License\n\nMIT.",
     ]
     body = "\n\n".join(part for part in parts if part)
     return ModelCard(f"---\n{data_of(metrics, repo).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False)

@@ -295,8 +295,8 @@ def build(studio: Studio) -> gr.Blocks:
         with tabs, gr.Tab("Sheet", id="sheet"):
             with gr.Row():
                 number_info = f"up to {sampling.MAX_NUMBER} digits, or leave it empty"
-                number = gr.Textbox(label="Write a number", info=number_info, max_length=sampling.MAX_NUMBER)
-                number.visible = studio.can_write_numbers
+                length, visible = sampling.MAX_NUMBER, studio.can_write_numbers
+                number = gr.Textbox(label="Write a number", info=number_info, max_length=length, visible=visible)
                 count = slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
             classes = gr.CheckboxGroup(studio.classes, value=list(studio.classes[:10]), label="Classes")
             with gr.Row():

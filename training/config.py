@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -77,7 +78,7 @@ class Config:
                 )
             elif not isinstance(value, kind) or (kind is str and not (value.isprintable() and len(value) <= 1000)):
                 raise ValueError(f"{item.name} must be {KINDS[kind]}, not {check.shown(value)}")
-        if self.data not in DATASETS and not Path(self.data).exists():
+        if self.data not in DATASETS and not os.path.exists(self.data):
             raise ValueError(f"data must be {', '.join(DATASETS)}, a folder or an .npz, not {check.shown(self.data)}")
 
     def network(self) -> dict:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from model.common import python
 
-GIVEN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # numbers, by torchrun
+GIVEN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")  # numbers, by torchrun
 
 
 def joined() -> bool:
@@ -59,7 +59,7 @@ def launcher() -> str:
     """The beginning of the command that starts as many processes again."""
     if not joined():
         return python()
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torchrun = python("-m", "torch.distributed.run")
     if here == world_size():
         return f"{torchrun} --nproc_per_node={here}"

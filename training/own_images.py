@@ -38,7 +38,7 @@ def read_folder(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...
         (file, label)
         for label, name in enumerate(names)
         for file in sorted((path / name).rglob("*"))
-        if file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
+        if file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".") and file.is_file()
     ]
     if not 0 < len(files) <= MAX_IMAGES:
         raise ValueError(

@@ -73,7 +73,7 @@ def results_table(metrics: dict) -> str:
 
 def data_of(metrics: dict, repo: str) -> ModelCardData:
     """The front matter for the Hub, with one result per metric that names the extractor it was measured with."""
-    results = []
+    results, of_mnist = [], metrics.get("training", {}).get("data", "mnist") == "mnist"
     if "evaluation" in metrics:
         drawn, _ = figures_of(metrics)
         extractor = metrics["evaluation"]["settings"]["extractor"][:12]
@@ -94,8 +94,8 @@ def data_of(metrics: dict, repo: str) -> ModelCardData:
         library_name="pytorch",
         license="mit",
         pipeline_tag="unconditional-image-generation",
-        datasets=["ylecun/mnist"] if metrics.get("training", {}).get("data", "mnist") == "mnist" else None,
-        tags=["diffusion-transformer", "rectified-flow", "class-conditional", "mnist"],
+        datasets=["ylecun/mnist"] if of_mnist else None,
+        tags=["diffusion-transformer", "rectified-flow", "class-conditional", *["mnist"] * of_mnist],
         eval_results=results or None,
     )
 

@@ -55,10 +55,10 @@ LAUNCH = {
 }
 
 
-def from_link(query: dict, start: dict) -> dict:
+def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
     """The controls that a link asks for: each value clamped to its range, and the default for an invalid one."""
     values = dict(start)
-    if query.get("digit") in CLASSES:
+    if query.get("digit") in classes:
         values["digit"] = query["digit"]
     ranges = {"seed": (int, 0, sampling.MAX_SEED), "steps": (int, 1, sampling.MAX_STEPS)}
     ranges["guidance"] = (float, 0, sampling.MAX_GUIDANCE)
@@ -80,12 +80,15 @@ class Studio:
     """What the tabs and the API call: small checked functions of plain values over `model/`."""
 
     def __init__(self, loaded: weights.Weights):
-        self.network, self.sampling = loaded.network, loaded.sampling
+        self.network, self.sampling, self.classes = loaded.network, loaded.sampling, loaded.network.class_names
         count = sum(parameter.numel() for parameter in self.network.parameters())
         device = next(self.network.parameters()).device.type
         source, at, commit = loaded.source.partition("@")
         self.about = f"{count / 1e6:.2f} M parameters · weights: {source}{at}{commit[:12]} · {device}"
         self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        self.can_write_numbers = self.classes[:10] == CLASSES[:10]
+        if START["digit"] not in self.classes:
+            self.start["digit"] = self.classes[0]
         self.notice = f"\n\n{loaded.notice}" if loaded.notice else ""
         self.film, self.columns, self.digits = map(on_gpu, (self.film, self.columns, self.digits))
 
@@ -103,14 +106,14 @@ class Studio:
     # ---- one checked call each; ValueError for a bad value
 
     def draw_one(self, digit, seed, config):
-        return self.film(sampling.label(digit), sampling.check_seed(seed), config)
+        return self.film(sampling.label(digit, self.classes), sampling.check_seed(seed), config)
 
     def compare_steps(self, digit, seed, config):
-        labels = range(10) if digit == "all" else [sampling.label(digit)]
+        labels = range(len(self.classes[:10])) if digit == "all" else [sampling.label(digit, self.classes)]
         yield from self.columns(torch.tensor(labels), sampling.check_seed(seed), config)
 
     def labels(self, classes, count):
-        return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET))
+        return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
 
     def draw_sheet(self, labels, seed, config):
         yield from self.digits(labels, sampling.check_seed(seed, len(labels)), config)
@@ -153,11 +156,12 @@ class Studio:
 
     def open_link(self, request: gr.Request) -> list:
         """The controls of a page opened with `?digit=7&seed=42&steps=8&guidance=1.5`."""
-        return list(from_link(dict(request.query_params), self.start).values())
+        return list(from_link(dict(request.query_params), self.start, self.classes).values())
 
     def open_cell(self, event: gr.EventData) -> list:
         """The Draw tab, with the controls that the link of a cell asks for."""
-        return [gr.Tabs(selected="draw"), *from_link(dict(parse_qsl(str(event.link).lstrip("?"))), self.start).values()]
+        query = dict(parse_qsl(str(event.link).lstrip("?")))
+        return [gr.Tabs(selected="draw"), *from_link(query, self.start, self.classes).values()]
 
     def draw_tab(self, digit, seed, steps, guidance, with_velocity):
         """The digit, its film, and the status line; for a bad value the status line says so and the pictures stay."""
@@ -175,21 +179,22 @@ class Studio:
             columns = []
             for column in self.compare_steps(digit, seed, replace(self.sampling, guidance=guidance)):
                 columns.append(column)
-                yield pictures.steps_html(columns, CLASSES[:10] if digit == "all" else (digit,))
+                yield pictures.steps_html(columns, self.classes[:10] if digit == "all" else (digit,))
         except ValueError as error:
             yield f"<p>{html.escape(str(error))}.</p>"
 
     def sheet_tab(self, classes, number, count, seed, steps, guidance, progress=gr.Progress()):  # noqa: B008
         """The sheet, growing as it is drawn, and in the end its files."""
         try:
-            labels = sampling.parse_number(number) if number else self.labels(",".join(classes), count)
+            written = number and self.can_write_numbers
+            labels = sampling.parse_number(number) if written else self.labels(",".join(classes), count)
             config = replace(self.sampling, steps=steps, guidance=guidance)
-            width = len(labels) if number else columns(len(labels))
+            width = len(labels) if written else columns(len(labels))
             drawn, cells = [], ""
             progress(0, "Drawing")
             for batch in self.draw_sheet(labels, seed, config):
                 for pixels in batch:
-                    cells += pictures.cell_html(pixels, CLASSES[labels[len(drawn)]], seed + len(drawn), config)
+                    cells += pictures.cell_html(pixels, self.classes[labels[len(drawn)]], seed + len(drawn), config)
                     drawn.append(pixels)
                 progress((len(drawn), len(labels)), unit="digits")
                 yield pictures.sheet_html(cells, width)
@@ -237,7 +242,7 @@ def build(studio: Studio) -> gr.Blocks:
                     status = gr.Markdown(studio.about + studio.notice, elem_id="status")
                     busy = gr.HTML(elem_id="busy", padding=False)  # where a busy page says how many are waiting
                 with gr.Column(min_width=300):
-                    digit = gr.Radio(CLASSES, value=start["digit"], label="Class", elem_classes="classes")
+                    digit = gr.Radio(studio.classes, value=start["digit"], label="Class", elem_classes="classes")
                     steps = slider(**steps_range, info="how many steps from noise to digit")
                     guidance = slider(**guidance_range, info="1 follows the class, more exaggerates it")
                     seed = gr.Number(start["seed"], label="Seed", info="selects the noise")
@@ -272,7 +277,7 @@ def build(studio: Studio) -> gr.Blocks:
 
         with tabs, gr.Tab("Steps", id="steps") as steps_page:
             gr.Markdown("How many steps are enough? The same noise at 1 to 32 steps.")
-            which = gr.Radio(["all", *CLASSES[:10]], value="all", label="Class", elem_classes="classes")
+            which = gr.Radio(["all", *studio.classes[:10]], value="all", label="Class", elem_classes="classes")
             with gr.Row():
                 steps_seed = gr.Number(start["seed"], label="Seed")
                 steps_guidance = slider(**guidance_range)
@@ -290,9 +295,10 @@ def build(studio: Studio) -> gr.Blocks:
         with tabs, gr.Tab("Sheet", id="sheet"):
             with gr.Row():
                 number_info = f"up to {sampling.MAX_NUMBER} digits, or leave it empty"
-                number = gr.Textbox(label="Write a number", info=number_info, max_length=sampling.MAX_NUMBER)
+                length, visible = sampling.MAX_NUMBER, studio.can_write_numbers
+                number = gr.Textbox(label="Write a number", info=number_info, max_length=length, visible=visible)
                 count = slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
-            classes = gr.CheckboxGroup(CLASSES, value=list(CLASSES[:10]), label="Classes")
+            classes = gr.CheckboxGroup(studio.classes, value=list(studio.classes[:10]), label="Classes")
             with gr.Row():
                 sheet_seed = gr.Number(start["seed"], label="Seed of the first")
                 sheet_steps = slider(**steps_range)

@@ -36,13 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     with sentence_on_error(parser):
         device = pick(options.device)
         fast, exact = (weights.load(options.weights, device, dtype).network for dtype in (None, torch.float32))
-        dtype = fast.modulation.weight.dtype
+        dtype, classes = fast.modulation.weight.dtype, min(10, fast.null_label)
         print(machine(device))
         highest, work, exact_highest = peak(dtype, device), flops(exact), peak(torch.float32, device)
         print(f"Large matrix products: {exact_highest / 1e9:,.0f} GFLOP/s in float32, {highest / 1e9:,.0f} in {dtype}.")
         print(f"One network call for one digit: {work / 1e9:.2f} GFLOP. Drawing in {dtype}, guidance 1.\n\n{HEAD}")
         for digits in DIGITS:
-            labels = torch.arange(digits) % 10
+            labels = torch.arange(digits) % classes
             for steps in STEPS:
                 config = SamplingConfig(steps)
                 ours = seconds(lambda labels=labels, config=config: list(draw(fast, labels, 0, config)), device)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
                     f"| {digits} | {steps} | {1e3 * ours:.1f} | {1e3 * ours / steps:.2f} | {digits / ours:.1f} "
                     f"| {speed / 1e9:.0f} | {speed / highest:.0%} | {1e3 * theirs:.1f} | {theirs / ours:.1f} |"
                 )
-        labels, config = torch.arange(100) % 10, SamplingConfig(20)
+        labels, config = torch.arange(100) % classes, SamplingConfig(20)
         guided = seconds(lambda: list(draw(fast, labels[:10], 0, SamplingConfig(20, 1.5))), device)
         print(f"\nTen digits in 20 steps with guidance, two network calls a step: {1e3 * guided:.0f} ms.")
         drawn, exactly = torch.cat(list(draw(fast, labels, 0, config))), plain(exact, labels, 0, config)

@@ -1,5 +1,6 @@
 """Validation of values from outside: each function returns the value in its own type, or raises ValueError."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,15 @@ def complete(name: str) -> Iterator[None]:
 def is_finite(value) -> bool:
     """Whether this is no number, or one that a float can hold; False for NaN and 10**400."""
     return not isinstance(value, Real) or abs(value) <= sys.float_info.max
+
+
+def plain_name(name: str, value) -> str:
+    """A text that is one folder's name on every system, and needs no escaping in a page."""
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w .+-]{0,59}(?<![ .])", value):
+        raise ValueError(
+            f"{name} must be a plain name of at most 60 letters, digits, spaces and . _ + -, not {shown(value)}"
+        )
+    return value
 
 
 def in_range(value, low, high) -> bool:

@@ -4,8 +4,10 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +91,20 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def python(*words) -> str:
+    """A line for a shell that runs this interpreter with `words`, all of it quoted.
+
+    The interpreter is `python` where that is this one, else its path, relative inside the current folder.
+    """
+    here = Path(sys.executable)
+    first = shutil.which("python")
+    if first and Path(first).parent == here.parent and here.samefile(first):
+        here = "python"
+    elif here.is_relative_to(Path.cwd()):
+        here = here.relative_to(Path.cwd())
+    return shlex.join(map(str, [here, *words]))
 
 
 def sha256(path: Path) -> str:

@@ -1,10 +1,13 @@
 """Where the network runs: the device, its threads, and whether it has bfloat16 in hardware."""
 
 import platform
+import re
 import sys
 from pathlib import Path
 
 import torch
+
+from model import check
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container: CPU microseconds per period, period
 
@@ -18,9 +21,11 @@ def pick(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):  # others have no modules here, or cannot compute
+            return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"there is no device {name!r} here; --device auto takes what there is") from None
+        pass
+    raise ValueError(f"there is no device {check.shown(name)} here; --device auto takes what there is")
 
 
 def threads_allowed() -> int:

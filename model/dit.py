@@ -132,6 +132,7 @@ class DiT(
     """Velocity of the flow for 28 × 28 images, given their class.
 
     `classes` counts the real classes; the null class for classifier-free guidance has the label `classes`.
+    `class_names` are their names, by default those of `images.CLASSES`, or numbers where there are more classes.
     `pixel_mean` and `pixel_std` describe the normalization of the pixels that the network was trained on.
     Raises ValueError for an argument out of range.
     """
@@ -145,9 +146,11 @@ class DiT(
         classes: int = len(CLASSES),
         pixel_mean: float = 0.5,
         pixel_std: float = 0.3081,
+        class_names: list[str] | None = None,
     ):
         super().__init__()
         width, depth, heads, patch, classes = check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std)
+        self.class_names = checked_names(class_names, classes)
         self.width, self.depth, self.heads = width, depth, heads
         self.patch, self.side, self.null_label = patch, SIZE // patch, classes
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
@@ -207,6 +210,17 @@ class DiT(
             image, label = block(image, label, image_time, label_time, self.rotary)
         v = self.unembed(modulate(image, shift, scale))  # [B, 196, p·q]
         return rearrange(v, "b (h w) (p q) -> b 1 (h p) (w q)", h=self.side, p=self.patch).to(x.dtype)
+
+
+def checked_names(names, classes: int) -> tuple[str, ...]:
+    """The names of the classes; raises ValueError unless there are as many different plain names as classes."""
+    if names is None:
+        return CLASSES[:classes] if classes <= len(CLASSES) else tuple(map(str, range(classes)))
+    if not isinstance(names, list | tuple) or len(names) != classes:
+        raise ValueError(f"class_names must be a list of {classes} names, not {check.shown(names)}")
+    if len({check.plain_name("a class", name) for name in names}) < classes:
+        raise ValueError("two classes have the same name")
+    return tuple(names)
 
 
 def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std) -> tuple[int, ...]:

@@ -17,7 +17,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.generate", description=__doc__.splitlines()[0])
-    parser.add_argument("--labels", default="0-9", help="7, 0-9, 3,5,black or mnist, its histogram (default 0-9)")
+    parser.add_argument(
+        "--labels", help="7, 0-9, 3,5,black or mnist, its histogram (default: the first ten classes of the weights)"
+    )
     parser.add_argument("--count", type=int, default=100, help="number of digits (default 100)")
     parser.add_argument(
         "--out", type=Path, default=Path("digits.png"), help=".png sheet or .npz data set (default digits.png)"
@@ -29,8 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.out.suffix not in (".png", ".npz"):
             raise ValueError(f"--out must end in .png or .npz, not {options.out}")
         count = check.whole("count", options.count, 1, 1_000_000)
-        labels, seed = parse_labels(options.labels, count, options.seed), check_seed(options.seed, count)
+        seed = check_seed(options.seed, count)
         loaded = weights.load(options.weights, pick(options.device), DTYPES.get(options.dtype))
+        names = loaded.network.class_names
+        labels = parse_labels(options.labels or ",".join(names[:10]), count, seed, names)
         sampling = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
         with replacing(options.out) as new:
             new.touch()  # fail now, not after the work, if the folder cannot be written

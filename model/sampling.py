@@ -1,7 +1,7 @@
 """From labels and seeds to digits: how to draw, batches of digits, and one digit with all its states."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,16 +43,23 @@ def check_seed(seed, count: int = 1) -> int:
     return check.whole("seed", seed, 0, MAX_SEED - count + 1)
 
 
-def label(name: str) -> int:
-    """The label of a class name; raises ValueError for an unknown one."""
-    if not isinstance(name, str) or name not in images.CLASSES:
-        raise ValueError(f"class must be one of {', '.join(images.CLASSES)}, not {check.shown(name)}")
-    return images.CLASSES.index(name)
+def label(name: str, names: Sequence[str] = images.CLASSES) -> int:
+    """The label of a class: its place in `names`, which may be given instead where no name is a number.
+
+    Raises ValueError for an unknown one.
+    """
+    if isinstance(name, str) and name in names:
+        return names.index(name)
+    places = () if any(map(str.isdecimal, names)) else tuple(map(str, range(len(names))))
+    if isinstance(name, str) and name in places:
+        return places.index(name)
+    known = f"{', '.join(names[:20])}{', …' * (len(names) > 20)}"
+    raise ValueError(f"class must be one of {known}, not {check.shown(name)}")
 
 
-def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
-    """`count` labels, int64, from `7`, `0-9`, `3,5,black` (in turn) or `mnist` (the training histogram, in random
-    order).
+def parse_labels(text: str, count: int, seed: int = 0, names: Sequence[str] = images.CLASSES) -> torch.Tensor:
+    """`count` labels, int64, of the classes `names`: from `7`, `0-9`, `3,5,black` (in turn) or, where they are MNIST's,
+    `mnist` (the training histogram, in random order).
 
     Raises ValueError for an unknown class.
     """
@@ -60,15 +67,16 @@ def parse_labels(text: str, count: int, seed: int = 0) -> torch.Tensor:
         raise ValueError(
             f"classes must be a text such as 0-9 of at most {MAX_CLASSES} characters, not {check.shown(text)}"
         )
-    if text == "mnist":
+    if text == "mnist" and tuple(names[:10]) == images.CLASSES[:10]:
         share = torch.tensor(MNIST_HISTOGRAM, dtype=torch.float64) / sum(MNIST_HISTOGRAM)
         ends = (share.cumsum(0) * count).round().long()  # class k fills the places up to ends[k]
         labels = torch.bucketize(torch.arange(count), ends, right=True)
         return labels[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
     chosen = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        low, high = label(first), label(last if dash else first)
+        part = part.strip()
+        first, dash, last = (part, "", "") if part in names else part.partition("-")
+        low, high = label(first, names), label(last if dash else first, names)
         if high < low:
             raise ValueError(f"labels {check.shown(part)} run backwards")
         chosen += range(low, high + 1)

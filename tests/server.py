@@ -35,15 +35,15 @@ def serve(
     log: Path, *arguments: str, folder: Path = ROOT, variables: dict | None = None
 ) -> Iterator[tuple[str, subprocess.Popen]]:
     """Start the page of `folder` on the first free port: its address and its process, which ends with the block."""
-    with open(log, "w") as out:
+    with open(log, "w", encoding="utf-8") as out:
         process = subprocess.Popen(
             [sys.executable, "app.py", *arguments], cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT
         )
     try:
 
         def address():
-            assert process.poll() is None, log.read_text()
-            found = re.search(r"URL: +(http://[\w.:]+)", log.read_text())
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            found = re.search(r"URL: +(http://[\w.:]+)", log.read_text(encoding="utf-8"))
             return found and found[1].replace("0.0.0.0", "127.0.0.1")
 
         yield wait_until(address, 120, "the page is up"), process

@@ -1,6 +1,6 @@
 """Command: train and measure one change to the recipe at a time. `python -m training.ablations [NAME …]`
 
-The run of a row is runs/ablations/NAME. A stopped command continues where it was when it is started again.
+The run of a row is runs/ablation-NAME. A stopped command continues where it was when it is started again.
 """
 
 import argparse
@@ -16,9 +16,8 @@ from training.config import Config, add_options
 from training.measure.evaluation import MOST, SWEEP_COUNT, Evaluation, Results, drawing_of
 from training.measure.reference import Reference
 from training.measure.samples import FEWEST, GeneratedSamples
-from training.run_folder import CONFIG, WEIGHTS
+from training.run_folder import CONFIG, RUNS, WEIGHTS
 
-RUNS = Path("runs/ablations")
 ALWAYS = {"epochs": 60.0, "preview_every": 20.0}
 ROWS = {
     "baseline": {},
@@ -45,16 +44,20 @@ HEAD = (
 )
 
 
+def folder_of(name: str) -> Path:
+    return RUNS / f"ablation-{name}"
+
+
 def train(name: str, config: Config) -> int:
     """Train the run of a row to its end, from where it was; returns the trainer's exit status.
 
     Raises ValueError where the folder holds a run with another configuration: the table would show the wrong flags.
     """
-    folder = RUNS / name
+    folder = folder_of(name)
     begun = (folder / CONFIG).exists()
     if begun and Config.load(folder / CONFIG) != config:
         raise ValueError(f"{folder} holds a run with other flags than these; give those, or move it away")
-    where = ["--resume", str(folder)] if begun else ["--name", f"ablations/{name}"]
+    where = ["--resume", str(folder)] if begun else ["--name", folder.name]
     return subprocess.run([sys.executable, "-m", "training.train", *where, *config.flags()]).returncode
 
 
@@ -68,7 +71,7 @@ def measure(folder: Path, reference: Reference, count: int) -> list[dict]:
 
 def line(name: str, config: Config, reference: Reference, count: int) -> str:
     """The table line of a trained row, at the guidance scale with the smallest FD."""
-    folder = RUNS / name / WEIGHTS
+    folder = folder_of(name) / WEIGHTS
     rows = measure(folder, reference, count)
     best = min(rows, key=lambda row: row["drawn"]["fd_ratio"])
     hours, drawn = weights.read(folder).metrics["training"]["hours"], best["drawn"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from model import check
 from model.common import sentence_on_error
 from model.device import peak_memory, pick
 from model.speed import flops, machine, peak
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     options = vars(parser.parse_args(argv))
     preset, budget = options.pop("preset"), options.pop("seconds")
     with sentence_on_error(parser):
+        check.number("seconds", budget, 0.1, 3600)
         config = Config(**{**PRESETS[preset or ("full" if torch.cuda.is_available() else "cpu")], **options})
         print(f"{machine(pick(config.device))}; batch {config.batch}\n\n{HEAD}")
         fast = measure("the trainer", config, budget, plain=False)

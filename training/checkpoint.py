@@ -5,6 +5,8 @@ A checkpoint is written under a temporary name, flushed to disk and renamed; the
 
 import os
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -45,27 +47,46 @@ def flush(folder: Path) -> None:
             os.close(handle)
 
 
-def load(folder: Path) -> tuple[dict, str]:
-    """The newest whole checkpoint of a run folder, on the CPU, and a sentence about any damaged one (or "").
+def load(folder: Path, accept: Callable[[object], None] = lambda state: None) -> tuple[dict, str]:
+    """The newest whole checkpoint of a run folder that `accept` takes, on the CPU, and a sentence about any newer one
+    (or "").
 
+    `accept` raises ValueError for a state that it does not take; so does this where it takes none.
     Raises OSError when none is whole.
     """
-    damage = ""
+    rejected, notice, reason = [], "", None
     for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is whole after a kill just before its renaming
         path = folder / name
         if not path.exists():
             continue
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load ignores checksums, zipfile verifies them
-                if archive.testzip() is None:
-                    return torch.load(path, map_location="cpu", weights_only=True), damage
-        except MemoryError:
-            raise
-        except Exception as error:  # a flipped bit may raise anything
-            readable = not isinstance(error, OSError)
+            state = read(path)
+            accept(state)
+        except OSError:  # it may be whole, and readable later
+            notice = notice or f"{path} is damaged"
+        except zipfile.BadZipFile:
+            rejected.append(path)
+            notice = notice or f"{path} is damaged"
+        except ValueError as error:
+            rejected.append(path)
+            reason = reason or error
+            notice = notice or str(error)
         else:
-            readable = True
-        if readable:  # set it aside: saving would otherwise let it replace the whole one
-            os.replace(path, path.with_name(path.name + ".damaged"))
-        damage = f"{path} is damaged; continuing from the previous checkpoint."
-    raise OSError(f"{folder} holds no whole checkpoint to resume from")
+            for other in rejected:  # saving would otherwise let it replace the whole one
+                with suppress(FileNotFoundError):  # another process of this run was faster
+                    os.replace(other, other.with_name(other.name + ".damaged"))
+            return state, notice and f"{notice}; continuing from the previous checkpoint."
+    raise reason or OSError(f"{folder} holds no whole checkpoint to resume from")
+
+
+def read(path: Path):
+    """The content of a checkpoint; raises BadZipFile for a damaged one, OSError for one that cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load ignores checksums, zipfile verifies them
+            if archive.testzip() is None:
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # a flipped bit may raise anything
+        raise zipfile.BadZipFile from error
+    raise zipfile.BadZipFile

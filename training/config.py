@@ -2,17 +2,22 @@
 
 import argparse
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from model import check
 from model.common import replacing
+from model.images import SIZE
 from model.sampling import MAX_GUIDANCE, MAX_SEED
 from training.data import DATASETS
 
+MANY = 10**9  # the bound of numbers that have no other
+KINDS = {bool: "true or false", str: "a printable text of at most 1000 characters"}
 
-def option(default, help: str, low: float = 0, high: float | None = None):
+
+def option(default, help: str, low: float = 0, high: float = MANY):
     """A field with its default, its help text and, for numbers, its range."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
@@ -24,15 +29,15 @@ class Config:
     Raises ValueError for a value of the wrong type or out of range.
     """
 
-    data: str = option("mnist", "mnist, fashion or kmnist")
+    data: str = option("mnist", "mnist, fashion, kmnist, a folder with one folder of images per class, or an .npz")
     data_root: str = option("data", "folder of the data sets, downloaded there if necessary")
-    blank_images: int = option(1000, "all-black, and as many all-white, images added to the data set", high=100_000)
+    blank_images: int = option(1000, "all-black, and as many all-white, images added to a built-in set", high=100_000)
 
     init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
-    width: int = option(256, "width of the network", low=1)
-    depth: int = option(3, "blocks", low=1)
-    heads: int = option(4, "query heads, which share one key and value head", low=1)
-    patch: int = option(2, "side of a patch, pixels", low=1)
+    width: int = option(256, "width of the network", low=1, high=4096)
+    depth: int = option(3, "blocks", low=1, high=100)
+    heads: int = option(4, "query heads, which share one key and value head", low=1, high=1024)
+    patch: int = option(2, "side of a patch, pixels", low=1, high=SIZE)
     pixel_mean: float = option(0.5, "subtracted from pixels in [0, 1]", high=1)
     pixel_std: float = option(0.3081, "pixels are divided by it, so that the data has unit variance", low=1e-3, high=1)
 
@@ -57,9 +62,10 @@ class Config:
     seed: int = option(0, "seed of the initial weights and of every batch", high=MAX_SEED)
 
     device: str = option("auto", "auto, cpu, cuda or mps")
+    tensorboard: bool = option(False, "also write the log for TensorBoard, to runs/NAME/tensorboard")
     compile: bool = option(True, "torch.compile the loss where a compiler works")
     log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
-    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6)
+    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
     checkpoint_every: float = option(120.0, "seconds between two checkpoints")
 
     def __post_init__(self):
@@ -70,10 +76,10 @@ class Config:
                 object.__setattr__(
                     self, item.name, checked(item.name, value, item.metadata["low"], item.metadata["high"])
                 )
-            elif not isinstance(value, kind):
-                raise ValueError(f"{item.name} must be a {kind.__name__}, not {check.shown(value)}")
-        if self.data not in DATASETS:
-            raise ValueError(f"data must be {', '.join(DATASETS)}, not {check.shown(self.data)}")
+            elif not isinstance(value, kind) or (kind is str and not (value.isprintable() and len(value) <= 1000)):
+                raise ValueError(f"{item.name} must be {KINDS[kind]}, not {check.shown(value)}")
+        if self.data not in DATASETS and not os.path.exists(self.data):
+            raise ValueError(f"data must be {', '.join(DATASETS)}, a folder or an .npz, not {check.shown(self.data)}")
 
     def network(self) -> dict:
         """The arguments of `DiT`."""
@@ -88,12 +94,13 @@ class Config:
         words = []
         for name, value in asdict(self).items():
             if value != getattr(Config, name):
-                words += ["--no-compile"] if name == "compile" else [f"--{name.replace('_', '-')}", str(value)]
+                flag = name.replace("_", "-")
+                words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         return words
 
-    def command(self) -> str:
+    def command(self, launcher: str = "python") -> str:
         """The command that trains the same weights, whatever preset this configuration came from."""
-        return shlex.join(["python", "-m", "training.train", *Config(**self.recipe()).flags()])
+        return f"{launcher} {shlex.join(['-m', 'training.train', *Config(**self.recipe()).flags()])}"
 
     def save(self, path: Path) -> None:
         with replacing(path) as new:
@@ -103,15 +110,21 @@ class Config:
     def load(cls, path: Path) -> "Config":
         """Raises ValueError for a file that is not a configuration."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, json.JSONDecodeError):
-            raise ValueError(f"{path} is not a configuration of this trainer") from None
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict) or not values.keys() <= {item.name for item in fields(cls)}:
+            raise ValueError(f"{path} is not a configuration of this trainer")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # taken over from the weights of --init
 
 # What a resumed run may change: nothing that decides the weights.
-RESUMABLE = {"data_root", "device", "compile", "log_every", "preview_every", "checkpoint_every"}
+RESUMABLE = {"data_root", "device", "compile", "tensorboard", "log_every", "preview_every", "checkpoint_every"}
 
 SHORT_RUN = {"batch": 128, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {

@@ -5,30 +5,66 @@ mid-epoch.
 """
 
 import hashlib
+import math
+import struct
+from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-from model.images import BLACK, SIZE, WHITE
+from model.images import BLACK, CLASSES, SIZE, WHITE
+from training import own_images
 
 DATASETS = {"mnist": MNIST, "fashion": FashionMNIST, "kmnist": KMNIST}
 
 
-def load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels uint8 `[N, 28, 28]` and labels int64 `[N]` of a data set, downloaded into `root` if necessary.
+def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Pixels, labels and the names of the classes: a built-in set with `blanks` blank images of each kind, or own
+    images from the path `name`, which have no blank classes.
 
-    Raises OSError when it is not there and cannot be downloaded.
+    Raises OSError or ValueError, in one sentence, for data that is missing, damaged or of another kind.
     """
+    if name in DATASETS:
+        return *with_blanks(*load(name, root), blanks), CLASSES
+    return own_images.read(Path(name))
+
+
+def load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels uint8 `[N, 28, 28]` and labels int64 `[N]`, 0 to 9, of a data set, downloaded into `root` if necessary.
+
+    Raises OSError when it is not there and cannot be downloaded, ValueError for files that are not whole or of other
+    images.
+    """
+    raw = Path(root) / DATASETS[name].__name__ / "raw"
+    files = [raw / f"{'train' if train else 't10k'}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
+    for path, dimensions in zip(files, (3, 1), strict=True):
+        if path.is_file():
+            check_whole(path, dimensions)
     try:
         dataset = DATASETS[name](root, train=train, download=True)
     except (RuntimeError, URLError, ConnectionError, TimeoutError):
-        folder = f"{root}/{DATASETS[name].__name__}/raw"
         raise OSError(
-            f"the data set {name} is not in {folder} and cannot be downloaded; put its four .gz files there"
+            f"the data set {name} is not in {raw} and cannot be downloaded; put its four .gz files there"
         ) from None
-    return dataset.data, dataset.targets
+    pixels, labels = dataset.data, dataset.targets
+    if pixels.shape != (len(labels), SIZE, SIZE) or labels.max() >= BLACK:
+        raise ValueError(
+            f"{files[0]} and {files[1].name} are not {name}: it has as many labels, from 0 to 9, "
+            f"as images of {SIZE} × {SIZE} pixels"
+        )
+    return pixels, labels
+
+
+def check_whole(path: Path, dimensions: int) -> None:
+    """Raise ValueError unless an IDX file of bytes is as long as its header says (torchvision takes it for whole)."""
+    with open(path, "rb") as file:
+        header = file.read(4 + 4 * dimensions)
+    shape = struct.unpack(f">{dimensions}I", header[4:].ljust(4 * dimensions, b"\xff"))
+    length = len(header) + math.prod(shape)
+    if header[:4] != bytes([0, 0, 8, dimensions]) or not math.prod(shape) or path.stat().st_size != length:
+        raise ValueError(f"{path} is cut short or damaged; delete it, and it is extracted or downloaded again")
 
 
 def with_blanks(pixels: torch.Tensor, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

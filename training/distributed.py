@@ -5,6 +5,10 @@ import os
 import torch
 import torch.distributed as dist
 
+from model.common import python
+
+GIVEN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")  # numbers, by torchrun
+
 
 def joined() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -13,16 +17,23 @@ def joined() -> bool:
 def join(device: str) -> None:
     """Join the processes that torchrun started, each on the GPU of its local rank where `device` is `auto` or `cuda`.
 
-    Raises ValueError for more processes than GPUs.
+    Raises ValueError for more processes than GPUs, or variables that are not torchrun's.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not joined():
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not joined():
+        foreign = [name for name in GIVEN if not os.environ.get(name, "").isdecimal()]
+        if foreign or "MASTER_ADDR" not in os.environ:
+            raise ValueError(
+                "the environment has WORLD_SIZE, but not the other variables of torchrun; "
+                "start with torchrun, or unset WORLD_SIZE for a single process"
+            )
         on_gpus = torch.cuda.is_available() and device in ("auto", "cuda")
         if on_gpus:
-            if local_rank() >= torch.cuda.device_count():
+            local = int(os.environ["LOCAL_RANK"])
+            if local >= torch.cuda.device_count():
                 raise ValueError(
                     f"this machine has {torch.cuda.device_count()} GPUs, and --nproc_per_node asks for more processes"
                 )
-            torch.cuda.set_device(local_rank())
+            torch.cuda.set_device(local)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
 
 
@@ -37,7 +48,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """The rank among the processes of this machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ["LOCAL_RANK"]) if joined() else 0
 
 
 def world_size() -> int:
@@ -46,12 +57,13 @@ def world_size() -> int:
 
 def launcher() -> str:
     """The beginning of the command that starts as many processes again."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not joined():
-        return "python"
+        return python()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torchrun = python("-m", "torch.distributed.run")
     if here == world_size():
-        return f"torchrun --nproc_per_node={here}"
-    return f"torchrun --nnodes={world_size() // here} --nproc_per_node={here} …"
+        return f"{torchrun} --nproc_per_node={here}"
+    return f"{torchrun} --nnodes={world_size() // here} --nproc_per_node={here} …"
 
 
 def barrier() -> None:

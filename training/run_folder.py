@@ -1,6 +1,8 @@
 """The folder of a run: its lock, its logs, its pictures. Of several processes only the first writes anything."""
 
 import json
+import math
+import shlex
 from pathlib import Path
 
 import torch
@@ -11,7 +13,17 @@ from model.common import replacing
 from training import distributed
 from training.measure import plots
 
+RUNS = Path("runs")
 CONFIG, HISTORY, METRICS, WEIGHTS = "config.json", "history.jsonl", "metrics.jsonl", "weights"
+FIELDS = {  # what is read again from the lines of a log
+    HISTORY: {"commit": str, "device": str, "torch": str},
+    METRICS: {"step": int, "images": int, "loss": float | None},
+}
+
+
+def quoted(path: Path) -> str:
+    """A path as a word of a shell."""
+    return shlex.quote(str(path))
 
 
 class RunFolder:
@@ -29,7 +41,8 @@ class RunFolder:
         """Raise ValueError where the folder already holds a run."""
         if self.writes and (self.path / CONFIG).exists():
             raise ValueError(
-                f"{self.path} already holds a run; continue it with --resume {self.path}, or choose another --name"
+                f"{self.path} already holds a run; continue it with --resume {quoted(self.path)}, "
+                "or choose another --name"
             )
 
     def claim(self) -> None:
@@ -72,23 +85,29 @@ class RunFolder:
                 file.write(json.dumps(row) + "\n")
 
     def rows(self, name: str) -> list[dict]:
-        """The complete lines of a .jsonl file."""
-        log = self.path / name
-        lines = log.read_text(encoding="utf-8").splitlines(True) if log.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The lines of a .jsonl file, without those that are torn or not of this trainer."""
+        return [row for row in map(parsed, self.lines(name)) if has_fields(row, FIELDS[name])]
 
-    def drop_rows_after(self, step: int) -> None:
-        """Cut metrics.jsonl back to the step that the run resumes from."""
-        if self.writes:
-            kept = [json.dumps(row) + "\n" for row in self.rows(METRICS) if row["step"] <= step]
-            with replacing(self.path / METRICS) as new:
+    def lines(self, name: str) -> list[bytes]:
+        log = self.path / name
+        return log.read_bytes().splitlines() if log.exists() else []
+
+    def clean_logs(self, step: int) -> None:
+        """Drop the unreadable lines of both logs, with a word, and those of metrics.jsonl after the step that the run
+        resumes from."""
+        for name in (HISTORY, METRICS) if self.writes else ():
+            rows = self.rows(name)
+            if dropped := len(self.lines(name)) - len(rows):
+                print(f"{self.path / name}: unreadable lines dropped ({dropped}).")
+            kept = [json.dumps(row) + "\n" for row in rows if name == HISTORY or row["step"] <= step]
+            with replacing(self.path / name) as new:
                 new.write_text("".join(kept), encoding="utf-8")
 
     def saved_weights_step(self) -> int | None:
         """The step of the weights in the folder."""
         try:
             return weights.read_json(self.path / WEIGHTS / weights.METRICS)["training"]["steps"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             return None
 
     # ---- pictures
@@ -104,9 +123,22 @@ class RunFolder:
         if not self.writes:
             return
         plots.growth(self.path / "previews.gif", sorted((self.path / "previews").glob("[0-9]*.png")))
-        rows = [row for row in self.rows(METRICS) if row["loss"] is not None]
+        rows = [row for row in self.rows(METRICS) if math.isfinite(row["loss"] or math.nan)]
         try:
             if rows:
                 plots.loss_curve(self.path / "loss.png", rows)
         except ImportError:
             print("No loss.png: it needs matplotlib (requirements-dev.txt).")
+
+
+def parsed(line: bytes):
+    """The content of a line of JSON, None for anything else."""
+    try:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def has_fields(row, fields: dict) -> bool:
+    """Whether a row is an object with values of these types."""
+    return isinstance(row, dict) and all(name in row and isinstance(row[name], kind) for name, kind in fields.items())

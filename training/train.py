@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 
-from model import weights
-from model.common import sentence_on_error
+from model import check, weights
+from model.common import python, sentence_on_error
 from model.device import peak_memory
-from model.dit import DiT
 from training import distributed
 from training.config import NETWORK, PRESETS, RESUMABLE, Config, add_options
 from training.distributed import print_once
-from training.run_folder import CONFIG, WEIGHTS, RunFolder
+from training.run_folder import CONFIG, RUNS, WEIGHTS, RunFolder, quoted
 from training.trainer import Trainer, device_name
 
 
@@ -35,9 +34,7 @@ def fresh(options: dict, folder: RunFolder, preset: str) -> Trainer:
     other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
     if other:
         raise ValueError(f"the weights in {config.init} have another {', '.join(other)}; leave it out")
-    network = DiT(**config.network())
-    network.load_state_dict(loaded.network.state_dict())
-    return Trainer(config, folder, network, loaded.metrics.get("training"))
+    return Trainer(config, folder, loaded)
 
 
 def start(options: dict, path: Path, preset: str) -> Trainer:
@@ -59,11 +56,15 @@ def start(options: dict, path: Path, preset: str) -> Trainer:
 
 def resume(options: dict, path: Path) -> Trainer:
     """The run of a folder at its newest checkpoint; raises ValueError or OSError."""
+    if not (path / CONFIG).is_file():
+        named = f"; did you mean --resume {quoted(RUNS / path)}?" if (RUNS / path / CONFIG).is_file() else ""
+        raise ValueError(f"{path} holds no run to continue{named}")
     config = Config.load(path / CONFIG)
     fixed = sorted(name for name, value in options.items() if name not in RESUMABLE and value != getattr(config, name))
     if fixed:
         raise ValueError(
-            f"a resumed run keeps its {', '.join(fixed)}; to change it, start another run with --init {path / WEIGHTS}"
+            f"a resumed run keeps its {', '.join(fixed)}; to change it, start another run with "
+            f"--init {quoted(path / WEIGHTS)}"
         )
     folder = RunFolder(path)
     run = Trainer(replace(config, **options), folder)
@@ -80,7 +81,7 @@ def dry_run(run: Trainer) -> None:
     """Print what the run would do, and take one step; writes nothing."""
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     images = run.total * run.config.batch
-    print_once(run.config.command())
+    print_once(run.config.command(distributed.launcher()))
     print_once(f"{run.total:,} steps of {run.config.batch}: {images:,} images of {run.config.data}")
     print_once(f"{parameters:,} parameters on {device_name(run.device)}")
     started = time.monotonic()
@@ -114,17 +115,17 @@ def train(run: Trainer) -> int:
             ) from None
         reason = " ".join(str(error).split())
         raise OSError(
-            f"stopped at step {run.step}, {reason}; fix that and continue with --resume {folder.path}"
+            f"stopped at step {run.step}, {reason}; fix that and continue with --resume {quoted(folder.path)}"
         ) from None
     finally:
         for number, before in handlers.items():
             signal.signal(number, before)
         folder.release()
     if run.stopped_by and run.step < run.total:
-        command = f"{distributed.launcher()} -m training.train --resume {folder.path}"
+        command = f"{distributed.launcher()} -m training.train --resume {quoted(folder.path)}"
         print_once(f"Stopped at step {run.step}. Continue with: {command}")
         return 128 + run.stopped_by
-    print_once(f"Done. Draw with it: python app.py --weights {folder.path / WEIGHTS}")
+    print_once(f"Done. Draw with it: {python('app.py', '--weights', folder.path / WEIGHTS)}")
     return 0
 
 
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         distributed.join(options.get("device", "auto"))
         if dry and folder:
             raise ValueError("--dry-run is for a new run; leave out --resume")
-        path, status = folder or Path("runs") / (name or preset), 0
+        path, status = folder or RUNS / check.plain_name("--name", name or preset), 0
         if dry:
             dry_run(fresh(options, RunFolder(path), preset))
         else:

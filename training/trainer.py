@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -17,27 +18,33 @@ from model.sampling import SamplingConfig, states
 from training import checkpoint, data, distributed
 from training.config import Config
 from training.objective import compiled, learning_rate, make_loss, update_ema
-from training.run_folder import HISTORY, METRICS, WEIGHTS, RunFolder
+from training.run_folder import HISTORY, METRICS, WEIGHTS, RunFolder, quoted
 
+PREVIEWED = 60  # classes at most in a picture of them
 NONFINITE_LIMIT = 10  # steps in a row, after which a run stops
 
 
 class Trainer:
     """One training run: its state and the loop."""
 
-    def __init__(
-        self, config: Config, folder: RunFolder, network: DiT | None = None, initialized_from: dict | None = None
-    ):
-        """For a warm start, `network` holds the initial weights and `initialized_from` their training record."""
+    def __init__(self, config: Config, folder: RunFolder, initial: weights.Weights | None = None):
+        """For a warm start, `initial` holds the first weights; the embedding of other classes starts anew."""
+        pixels, labels, names = load_once(config)
         torch.manual_seed(config.seed)
         self.config, self.folder, self.device = config, folder, pick(config.device)
         # Bit-exact repeats on a CPU. Filling uninitialized memory would only cost time.
         torch.use_deterministic_algorithms(self.device.type == "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False
 
-        self.network = (network or DiT(**config.network())).to(self.device).train().requires_grad_(True)
+        classes = {} if names == images.CLASSES else {"classes": len(names), "class_names": list(names)}
+        self.network = DiT(**config.network(), **classes)
+        if initial:
+            same = initial.network.class_names == names
+            kept = {k: v for k, v in initial.network.state_dict().items() if same or k != "embed_label.weight"}
+            self.network.load_state_dict(kept, strict=same)
+        self.network.to(self.device).train()
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.initialized_from = initialized_from
+        self.initialized_from = initial and initial.metrics.get("training")
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.lr,
@@ -51,7 +58,6 @@ class Trainer:
         self.nonfinite_in_a_row = torch.zeros((), device=self.device)  # steps
 
         rank, world = distributed.rank(), distributed.world_size()
-        pixels, labels = data.with_blanks(*load_once(config), config.blank_images)
         self.batches = data.Batches(
             pixels,
             labels,
@@ -69,6 +75,9 @@ class Trainer:
         self.stopped_by: int | None = None  # a signal
         parallel = self.network if world == 1 else DistributedDataParallel(self.network, broadcast_buffers=False)
         self.loss_of = make_loss(parallel, config, self.device)
+        self.board = None
+        if config.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("--tensorboard needs its package: pip install tensorboard")
         if config.compile:
             self.loss_of = compiled(self.loss_of, self.device)
 
@@ -87,6 +96,10 @@ class Trainer:
             dynamic_ncols=True,
             disable=not self.folder.writes,
         )
+        if config.tensorboard and self.folder.writes:
+            from torch.utils.tensorboard import SummaryWriter  # an optional package
+
+            self.board = SummaryWriter(self.folder.path / "tensorboard", purge_step=self.step + 1)
         if self.step == 0:
             self.preview()
         while self.step < self.total and not self.must_stop():
@@ -105,6 +118,8 @@ class Trainer:
                 self.save()
                 saved_at = now
         bar.close()
+        if self.board:
+            self.board.close()
         self.loss_sum = distributed.sum_over_ranks(self.loss_sum) / distributed.world_size()
         self.save()
         if self.step == self.total:
@@ -158,7 +173,7 @@ class Trainer:
             raise ValueError(
                 f"step {self.step}: the last {int(self.nonfinite_in_a_row.item())} gradients were not finite "
                 f"at a learning rate of {rate:.1e}; start from the last good weights with "
-                f"--init {self.folder.path / WEIGHTS} and a lower --lr"
+                f"--init {quoted(self.folder.path / WEIGHTS)} and a lower --lr"
             )
         found = {
             name: value if math.isfinite(value) else None
@@ -166,23 +181,24 @@ class Trainer:
         }
         row = {"step": self.step, "images": self.step * self.config.batch, **found, "lr": rate, "nonfinite": nonfinite}
         self.folder.append_row(METRICS, {**row, "seconds": round(self.seconds, 1)})
+        for name in ("loss", "grad_norm", "lr") if self.board else ():
+            if row[name] is not None:
+                self.board.add_scalar(name, row[name], self.step)
         return loss
 
     def preview(self) -> None:
         """Save a picture of every class from the same noise, drawn by the averaged weights."""
         if self.folder.writes:
-            labels = torch.arange(len(images.CLASSES))
+            labels = torch.arange(min(self.network.null_label, PREVIEWED))
             *_, last = states(self.ema, labels, [self.config.seed] * len(labels), self.sampling)
             pixels = images.to_pixels(last.x, self.config.pixel_mean, self.config.pixel_std)
             self.folder.save_preview(self.step, pixels)
 
     # ---- state
 
-    def save(self) -> None:
-        """Write the checkpoint, and the averaged weights ready to draw with."""
-        if not self.folder.writes:
-            return
-        state = {
+    def state(self) -> dict:
+        """The content of a checkpoint."""
+        return {
             "config": self.config.recipe(),
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
@@ -194,30 +210,52 @@ class Trainer:
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "initialized_from": self.initialized_from,
         }
-        checkpoint.save(self.folder.path, state)
+
+    def save(self) -> None:
+        """Write the checkpoint, and the averaged weights ready to draw with."""
+        if not self.folder.writes:
+            return
+        checkpoint.save(self.folder.path, self.state())
         if self.folder.saved_weights_step() != self.step:  # else they may have been measured meanwhile
             weights.save(self.ema, self.folder.path / WEIGHTS, self.sampling, {"training": self.summary()})
 
     def restore(self) -> None:
-        """Return to the newest whole checkpoint of the folder, and drop later lines of metrics.jsonl.
+        """Return to the newest checkpoint of the folder that is whole and of this run, and clean its logs.
 
-        Raises ValueError for a checkpoint of another configuration, OSError where there is none.
+        Raises ValueError where there are only checkpoints of another run, OSError where there is none.
         """
-        state, damage = checkpoint.load(self.folder.path)
-        if damage:
-            print(damage)
-        recipe = self.config.recipe()
-        changed = sorted(name for name in recipe if recipe[name] != state.get("config", {}).get(name))
-        if changed:
-            raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")
+        state, notice = checkpoint.load(self.folder.path, self.check_state)
+        if notice:
+            distributed.print_once(notice)
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The hyperparameters are those of the configuration, the moments those of the checkpoint.
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
         for name in ("step", "seconds", "initialized_from"):
             setattr(self, name, state[name])
         for name in ("loss_sum", "nonfinite_since_log", "nonfinite_in_a_row"):
-            setattr(self, name, state[name].to(self.device))
-        self.folder.drop_rows_after(self.step)
+            getattr(self, name).copy_(state[name])
+        self.folder.clean_logs(self.step)
+
+    def check_state(self, state) -> None:
+        """Raise ValueError unless this is the content of a checkpoint of this run."""
+        own, recipe = self.state(), self.config.recipe()
+        whole = isinstance(state, dict) and state.keys() == own.keys() and isinstance(state["config"], dict)
+        changed = sorted(name for name in recipe if whole and recipe[name] != state["config"].get(name))
+        if changed:
+            raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")
+        parts = [name for name in own if name not in ("config", "optimizer", "initialized_from")]
+        moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in self.network.parameters()]
+        fits = (
+            whole
+            and all(alike(state[name], own[name]) for name in parts)
+            and 0 <= state["step"] <= self.total
+            and isinstance(state["initialized_from"], dict | None)
+            and isinstance(state["optimizer"], dict)
+            and alike(state["optimizer"].get("state"), dict(enumerate(moments if state["step"] else ())))
+        )
+        if not fits:
+            raise ValueError(f"the checkpoint in {self.folder.path} is of another network or incomplete")
 
     def record_start(self) -> None:
         """Append what this start of the run works with to history.jsonl."""
@@ -247,11 +285,20 @@ class Trainer:
         }
 
 
-def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """The data set; of the processes on one machine the first downloads it if necessary."""
+def alike(found, own) -> bool:
+    """Whether two states have the same keys, types and shapes."""
+    if isinstance(own, dict):
+        return isinstance(found, dict) and found.keys() == own.keys() and all(alike(found[k], own[k]) for k in own)
+    if isinstance(own, torch.Tensor):
+        return isinstance(found, torch.Tensor) and found.shape == own.shape
+    return type(found) is type(own)
+
+
+def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """The training set and its classes; of the processes on one machine the first downloads it if necessary."""
     if distributed.local_rank() > 0:
         distributed.barrier()
-    loaded = data.load(config.data, config.data_root)
+    loaded = data.training_set(config.data, config.data_root, config.blank_images)
     if distributed.local_rank() == 0:
         distributed.barrier()
     return loaded

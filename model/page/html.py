@@ -2,6 +2,7 @@
 
 import base64
 import io
+from urllib.parse import quote
 
 import torch
 
@@ -67,7 +68,7 @@ def film_html(film: Film, with_velocity: bool) -> str:
 
 def link(digit: str, seed: int, sampling: SamplingConfig) -> str:
     """The query string that opens this digit."""
-    return f"?digit={digit}&seed={seed}&steps={sampling.steps}&guidance={sampling.guidance:g}"
+    return f"?digit={quote(digit)}&seed={seed}&steps={sampling.steps}&guidance={sampling.guidance:g}"
 
 
 def steps_html(columns: list[tuple[int, torch.Tensor, float]], rows: tuple[str, ...]) -> str:

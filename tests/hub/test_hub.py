@@ -348,7 +348,7 @@ def olah(olah_python, folders, tmp_path_factory):
         f'[basic]\nhost = "127.0.0.1"\nport = {port}\nmirrors-path = ["{home / "mirrors"}"]\n'
         f'repos-path = "{home / "repos"}"\nmirror-netloc = "127.0.0.1:{port}"\n[accessibility]\noffline = true\n'
     )
-    with open(home / "log", "w") as log:
+    with open(home / "log", "w", encoding="utf-8") as log:
         command = [olah_python.with_name("olah-cli"), "--config", home / "olah.toml", "--log-path", home / "logs"]
         server = subprocess.Popen(
             command, cwd=home, env=environment(address, home), stdout=log, stderr=subprocess.STDOUT

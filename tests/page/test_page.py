@@ -414,7 +414,7 @@ def ask(http, url: str, *values, endpoint: str = "draw"):
 
 def memory_of(process) -> float:
     """MB that a process holds."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))[1]) / 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")

@@ -17,12 +17,14 @@ from torch import nn
 from tqdm import tqdm
 
 from model import check, weights
-from model.common import add_shared, git_commit, replacing, sentence_on_error, sha256
+from model.common import add_shared, git_commit, python, replacing, sentence_on_error, sha256
 from model.device import described, has_bfloat16, pick
+from model.sampling import check_seed
 from training import data
 
 PATH = Path(__file__).with_name("extractor.safetensors")
 BATCH, CHUNK = 128, 500  # images per training step, and per forward pass when measuring
+AGAIN = python("-m", "training.measure.extractor")
 NEEDED = 0.995  # accuracy on the real test set
 
 
@@ -133,7 +135,7 @@ def load(device: torch.device | str = "cpu", path: Path = PATH) -> tuple[Extract
     Raises ValueError or OSError, in one sentence, for a file that is missing or damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; train it with: python -m training.measure.extractor")
+        raise FileNotFoundError(f"{path} is missing; train it with: {AGAIN}")
     extractor = Extractor()
     try:
         with safe_open(path, "pt") as file:
@@ -156,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         device, started = pick(options.device), time.monotonic()
-        check.whole("epochs", options.epochs, 1)
+        check.whole("epochs", options.epochs, 1, 1000)
+        check_seed(options.seed)
         pixels, labels = data.load("mnist", options.data_root)
         steps = options.epochs * len(pixels) // BATCH
         extractor = fit(pixels, labels, steps, device, augmented=True, seed=options.seed)

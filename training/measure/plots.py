@@ -1,7 +1,7 @@
 """Pictures of a run and of an evaluation: previews, loss, samples, nearest neighbours, sweeps."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -39,11 +39,13 @@ def samples(path: Path, pixels: torch.Tensor, labels: torch.Tensor, rows: int = 
 
 
 def growth(path: Path, previews: list[Path], seconds: float = 6.0) -> None:
-    """The previews of a run as a looping GIF that pauses on the last."""
+    """The previews of a run as a looping GIF that pauses on the last; unreadable ones are left out."""
     frames = []
     for preview in previews:
-        with Image.open(preview) as image:
+        with suppress(OSError, SyntaxError), Image.open(preview) as image:  # SyntaxError: a broken PNG
             frames.append(image.copy())
+    if not frames:
+        return
     each = max(60, round(1000 * seconds / len(frames)))
     with replacing(path) as new:
         frames[0].save(

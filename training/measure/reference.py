@@ -34,7 +34,7 @@ class Reference:
         if abs(right - self.notes["accuracy"]) > 0.001:
             raise ValueError(
                 f"{extractor.PATH} is damaged: its accuracy on the real test digits is {right:.2%}, and should be "
-                f"{self.notes['accuracy']:.2%}; train it again with: python -m training.measure.extractor"
+                f"{self.notes['accuracy']:.2%}; train it again with: {extractor.AGAIN}"
             )
         self.train_features, _ = extractor.extract(self.extractor, self.train)
         self.real_metrics = {}  # by count

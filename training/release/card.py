@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from model import check, weights
+from model.images import CLASSES
 from training.config import Config, add_options
 
 # metric, its name for a reader, its format, the metric's type on the Hub
@@ -72,7 +73,7 @@ def results_table(metrics: dict) -> str:
 
 def data_of(metrics: dict, repo: str) -> ModelCardData:
     """The front matter for the Hub, with one result per metric that names the extractor it was measured with."""
-    results = []
+    results, of_mnist = [], metrics.get("training", {}).get("data", "mnist") == "mnist"
     if "evaluation" in metrics:
         drawn, _ = figures_of(metrics)
         extractor = metrics["evaluation"]["settings"]["extractor"][:12]
@@ -93,13 +94,13 @@ def data_of(metrics: dict, repo: str) -> ModelCardData:
         library_name="pytorch",
         license="mit",
         pipeline_tag="unconditional-image-generation",
-        datasets=["ylecun/mnist"] if metrics.get("training", {}).get("data", "mnist") == "mnist" else None,
-        tags=["diffusion-transformer", "rectified-flow", "class-conditional", "mnist"],
+        datasets=["ylecun/mnist"] if of_mnist else None,
+        tags=["diffusion-transformer", "rectified-flow", "class-conditional", *["mnist"] * of_mnist],
         eval_results=results or None,
     )
 
 
-def use(repo: str, code: str) -> str:
+def use(repo: str, code: str, labels: str) -> str:
     where = f" --weights {repo}" if repo else ""
     return f"""## Use
 
@@ -107,7 +108,7 @@ def use(repo: str, code: str) -> str:
 git clone {code} digits
 cd digits
 pip install -r requirements.txt
-python -m model.generate --labels 0-9 --count 100 --out digits.png{where}
+python -m model.generate --labels {shlex.quote(labels)} --count 100 --out digits.png{where}
 python app.py{where}
 ```"""
 
@@ -210,20 +211,27 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
         raise ValueError(f"--repo must be USER/NAME, not {repo!r}")
     loaded = weights.read(folder)
     metrics, parameters = loaded.metrics, sum(parameter.numel() for parameter in loaded.network.parameters())
+    names = loaded.network.class_names
     shown = {
         name: f"## {title}\n\n![{text}]({name})\n\n{text}"
         for name, title, text in PICTURES
         if (folder / name).is_file()
     }
     parts = [
-        "# Handwritten digits from a small Diffusion Transformer",
-        "Class-conditional: ask for a digit from 0 to 9, or for an all-black or all-white image.",
+        f"# {'Handwritten digits' if names == CLASSES else 'Images'} from a small Diffusion Transformer",
+        "Class-conditional: ask for a digit from 0 to 9, or for an all-black or all-white image."
+        if names == CLASSES
+        else f"Class-conditional: ask for one of {', '.join(names)}.",
         shown.pop("samples.png", ""),
-        use(repo, code or f"https://huggingface.co/spaces/{repo or 'USER/NAME'}"),
+        use(
+            repo,
+            code or f"https://huggingface.co/spaces/{repo or 'USER/NAME'}",
+            "0-9" if names == CLASSES else ",".join(names[:10]),
+        ),
         results(metrics) if "evaluation" in metrics else "",
         *shown.values(),
         training(metrics, parameters),
-        LIMITS,
+        LIMITS if names == CLASSES else "## License\n\nMIT.",
     ]
     body = "\n\n".join(part for part in parts if part)
     return ModelCard(f"---\n{data_of(metrics, repo).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False)

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-DECISION_SECONDS = 6.0  # for the commit and a first small file; a slower Hub counts as unreachable
+DECISION_SECONDS = 6.0  # for the commit and the first small files; a slower Hub counts as unreachable
 DOWNLOAD_SECONDS = 300.0  # for all files
 
 # Answers of the Hub rather than faults of the network.
@@ -58,8 +58,8 @@ def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ())
     repo, _, revision = where.partition("@")
     with explained(f"{where} is not a folder here, and cannot be loaded from the Hub"):
         try:
-            folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1]))
-            within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names, optional))
+            folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1], optional))
+            within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names))
         except NOT_THERE:
             raise
         except CLIENT_ERRORS:

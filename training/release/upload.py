@@ -26,7 +26,9 @@ OF_SPACE = (
     "requirements.txt",
     "LICENSE",
     "model/*.py",
-    "model/page/*.*",
+    "model/page/*.py",
+    "model/page/*.css",
+    "model/page/*.js",
     *(f"weights/{name}" for name in OF_WEIGHTS),
 )
 ZERO_GPU = "zero-a10g"

@@ -23,7 +23,7 @@ from huggingface_hub.utils import logging, parse_ratelimit_headers
 
 from model.common import masked
 
-DECISION_SECONDS = 6.0  # for the commit and a first small file; a slower Hub counts as unreachable
+DECISION_SECONDS = 6.0  # for the commit and the first small files; a slower Hub counts as unreachable
 DOWNLOAD_SECONDS = 300.0  # for all files
 
 NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)  # answers, no faults
@@ -60,8 +60,8 @@ def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ())
     repo, _, revision = where.partition("@")
     with explained(f"{where} is not a folder here, and cannot be loaded from the Hub"):
         try:
-            folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1]))
-            within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names, optional))
+            folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1], optional))
+            within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names))
         except NOT_THERE:
             raise
         except CLIENT_ERRORS:

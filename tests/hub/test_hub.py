@@ -127,8 +127,17 @@ def test_sampling_defaults_of_an_older_repository_come_from_config_json(worker, 
     drawn = draw(worker, name)
     assert drawn.sampling == {"steps": 20, "guidance": 3.5, "time_shift": 1.25}
     assert "GET " + f"/{name}/resolve/{drawn.source.partition('@')[2]}/model.safetensors" in hub.log
-    hub.faults = [Fault(".*", "cut")]
-    assert draw(worker, name) == drawn  # from the cache, too
+    hub.faults = [Fault(".*", "hang")]
+    for where in (name, drawn.source):  # from the cache, which does not hold a sampling.json
+        assert draw(worker, where, limits=IMPATIENT) == drawn
+
+
+def test_weights_are_not_used_while_their_sampling_defaults_are_out_of_reach(worker, hub, name, folders):
+    hub.model(name, files(folders[0]))
+    hub.faults = [Fault("HEAD .*/sampling.json", "cut")]
+    assert_sentence(generate(worker, name), GENERATE, f"no connection to {hub.address}")
+    hub.faults = []
+    assert draw(worker, name).sampling == draw(worker, folders[0]).sampling
 
 
 UNREACHABLE = {

@@ -31,6 +31,7 @@ PLANTED = (
     "model/token.txt",
     "model/__pycache__/a.pyc",
     "model/page/.env",
+    "model/page/token.txt",
     "model/page/__pycache__/a.pyc",
     "weights/.env",
     "weights/token.json",

@@ -28,7 +28,9 @@ OF_SPACE = (
     "requirements.txt",
     "LICENSE",
     "model/*.py",
-    *(f"model/page/*.{kind}" for kind in ("py", "css", "js")),
+    "model/page/*.py",
+    "model/page/*.css",
+    "model/page/*.js",
     *(f"weights/{name}" for name in OF_WEIGHTS),
 )
 ZERO_GPU = "zero-a10g"

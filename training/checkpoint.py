@@ -54,7 +54,7 @@ def load(folder: Path, accept: Callable[[object], None] = lambda state: None) ->
     `accept` raises ValueError for a state that it does not take; so does this where it takes none.
     Raises OSError when none is whole.
     """
-    rejected, notice, reason = [], "", None
+    rejected, notice, reason = [], "", ""
     for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is whole after a kill just before its renaming
         path = folder / name
         if not path.exists():
@@ -69,14 +69,16 @@ def load(folder: Path, accept: Callable[[object], None] = lambda state: None) ->
             notice = notice or f"{path} is damaged"
         except ValueError as error:
             rejected.append(path)
-            reason = reason or error
+            reason = reason or str(error)  # the error itself would keep its frames, and with them the lock, alive
             notice = notice or str(error)
         else:
             for other in rejected:  # saving would otherwise let it replace the whole one
                 with suppress(FileNotFoundError):  # another process of this run was faster
                     os.replace(other, other.with_name(other.name + ".damaged"))
             return state, notice and f"{notice}; continuing from the previous checkpoint."
-    raise reason or OSError(f"{folder} holds no whole checkpoint to resume from")
+    if reason:
+        raise ValueError(reason)
+    raise OSError(f"{folder} holds no whole checkpoint to resume from")
 
 
 def read(path: Path):

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,13 +26,23 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, **SHARED[name])
 
 
+def masked(text) -> str:
+    """A text as one line that may be shown, without credentials in URLs, tokens of the Hub and control characters."""
+    line = re.sub(r"(?<=//)[^/\s]+@", "***@", " ".join(str(text).split()))
+    line = re.sub(r"\bhf_\w+", "hf_***", line)
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
 @contextmanager
 def sentence_on_error(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Turn the errors a user can fix (ValueError, OSError) into one line on stderr and exit status 2."""
+    """Turn the errors a user can fix (ValueError, OSError) and Ctrl-C into one line on stderr, with exit status 2 or
+    130."""
     try:
         yield
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+        parser.exit(2, f"{parser.prog}: {masked(error)}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: stopped\n")
 
 
 @contextmanager

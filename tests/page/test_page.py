@@ -517,7 +517,7 @@ def test_an_abandoned_sheet_stops(chromium, bundled, monkeypatch):
 
     monkeypatch.setattr(app.sampling, "draw", draw)
     server = app.build(app.Studio(bundled))
-    _, url, _ = server.launch(prevent_thread_lock=True, **app.LAUNCH)
+    _, url, _ = app.serve(server, prevent_thread_lock=True)
     page = chromium.new_page()
     page.goto(url)
     page.wait_for_selector(".digit img")

@@ -100,7 +100,7 @@ def parse(body: bytes) -> dict:
         raise Refused(400, "The body must be JSON.") from None
     if not isinstance(call, dict) or not isinstance(call.get("data", []), list):
         raise Refused(400, 'The body must be a JSON object such as {"data": ["7", 42]}.')
-    if not isinstance(call.get("session_hash") or "", str):
+    if not isinstance(call.get("session_hash"), str | None):
         raise Refused(400, "The session must be a text.")
     return call
 
@@ -218,6 +218,8 @@ class Guard:
         """Pass an event stream on, and remember that its session has a listener while it is open."""
         queue = scope["app"].get_blocks()._queue
         session = session_of(event, queue) if event else QueryParams(scope["query_string"]).get("session_hash", "")
+        if session not in queue.pending_messages_per_session:
+            raise Refused(404, "Nothing waits for you here; it was fetched already, or nobody listened in time.")
         self.listeners[session] += 1
         self.unheard.pop(session, None)
         try:
@@ -230,7 +232,8 @@ class Guard:
 
     def watch(self, session: str, queue) -> None:
         """Drop a session that has no listener within PATIENCE from the first moment without one."""
-        if session in self.listeners or session in self.unheard or session not in queue.pending_messages_per_session:
+        kept = session in queue.pending_messages_per_session or session in queue.pending_event_ids_session
+        if session in self.listeners or session in self.unheard or not kept:
             return
         mark = self.unheard[session] = object()
 

@@ -18,6 +18,10 @@ from urllib.parse import parse_qsl
 if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's own is shared by all users of a machine
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="digits-")
     atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+if not find_spec("socksio"):  # without it Gradio cannot even be imported where a SOCKS proxy is named
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        if os.environ[name].startswith("socks"):
+            del os.environ[name]
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # of which it keeps a record
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # and makes a table of them after every call

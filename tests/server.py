@@ -31,6 +31,11 @@ def close(a, b) -> bool:
     return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean() <= 2
 
 
+def memory_of(process: subprocess.Popen) -> float:
+    """MB that a process holds; Linux only."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+
+
 def ask(http, url: str, *values, endpoint: str = "draw"):
     """One call over plain HTTP, by an `httpx.Client`: ("complete" or "error", its data)."""
     event = http.post(f"{url}/gradio_api/call/{endpoint}", json={"data": values}).json()["event_id"]

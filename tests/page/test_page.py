@@ -1,5 +1,6 @@
 """The page as visitors and programs use it: a real server, a real browser, real HTTP."""
 
+import asyncio
 import base64
 import io
 import json
@@ -23,7 +24,8 @@ from PIL import Image
 import app
 from model import weights
 from model.sampling import draw_one
-from tests.server import ROOT, ask, close, serve
+from tests.benchmark.load import flood
+from tests.server import ROOT, ask, close, memory_of, serve
 
 
 @pytest.fixture(scope="session")
@@ -423,15 +425,10 @@ def test_the_lines_of_the_readme(page_url):
 # ---- a crowd
 
 
-def memory_of(process) -> float:
-    """MB that a process holds."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 def test_forty_visitors_at_once(tmp_path, bundled):
-    """Everybody gets the picture of their own seed, every bad request a sentence, and a second round needs no more
-    memory."""
+    """Everybody gets the picture of their own seed, every bad request a sentence, a flood no more than the places of
+    the queue, and a second round of it all needs no more memory."""
     expected = {seed: digit(bundled, seed % 10, seed, 2, 1.0) for seed in range(20)}
     outcomes = []
 
@@ -467,6 +464,7 @@ def test_forty_visitors_at_once(tmp_path, bundled):
         sizes = []
         for first in (0, 40):
             list(crowd.map(visit, range(first, first + 40)))
+            assert asyncio.run(flood(url, 100)) <= 64
             sizes.append(memory_of(server))
     assert len(outcomes) == 2 * 40 * 6
     assert all(outcomes)
@@ -563,7 +561,13 @@ def test_a_link_is_clamped_never_an_error(query, expected):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--weights", "nowhere/at/all", "--strict-weights"], ["--device", "abacus"], ["--port", "99999"]]
+    "arguments",
+    [
+        ["--weights", "nowhere/at/all", "--strict-weights"],
+        ["--device", "abacus"],
+        ["--port", "99999"],
+        ["--auth", "me"],
+    ],
 )
 def test_the_command_refuses_in_one_sentence(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

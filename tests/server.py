@@ -27,7 +27,7 @@ def wait_until(ready, seconds: float, what: str):
 
 
 def close(a, b) -> bool:
-    """The same picture but for rounding: bfloat16 products of another batch size or number of threads differ in the last bit."""
+    """The same picture but for rounding: bfloat16 products of another batch or other threads differ in the last bit."""
     return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean() <= 2
 
 

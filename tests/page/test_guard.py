@@ -4,6 +4,7 @@ import re
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -259,3 +260,36 @@ def test_nothing_is_kept_of_those_who_left(page, http, monkeypatch):
         ask(http, url, *DRAW["data"])
     kept = (queue.pending_messages_per_session, queue.pending_event_ids_session, queue.event_ids_to_events)
     wait_until(lambda: not {*kept[0], *kept[1], *kept[2]} - before, 60, "everything is forgotten")
+
+
+# ---- in a frame
+
+
+@pytest.fixture
+def framed(page):
+    """The address of a page of another origin that shows ours in a frame."""
+
+    class Frame(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(f"<iframe src='{page[0]}/?digit=4&seed=3' width=900 height=900></iframe>".encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Frame) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
+
+
+def test_a_frame_of_another_page_shows_the_link_to_copy(chromium, page, framed):
+    """As a Space's frame may, it has no right to the clipboard."""
+    outside = chromium.new_page()
+    outside.goto(framed)
+    frame = outside.frame_locator("iframe")
+    frame.get_by_role("button", name="Copy link").click(timeout=120_000)
+    field = frame.get_by_label("Link to copy")
+    field.wait_for()
+    assert field.input_value().startswith(f"{page[0]}/?digit=4&seed=3")
+    assert field.evaluate("field => field.selectionEnd - field.selectionStart === field.value.length")
+    outside.close()

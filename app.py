@@ -74,6 +74,7 @@ LAUNCH = {
 
 def serve(page: gr.Blocks, **options):
     """Launch the page behind its guard; `options` and what it returns are those of `gr.Blocks.launch`."""
+    guard.trim()
     return page.launch(**LAUNCH, **options, app_kwargs={"middleware": [Middleware(guard.Guard, work=work)]})
 
 

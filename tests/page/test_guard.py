@@ -1,7 +1,9 @@
 """The page against strangers: what it lets through, what it bounds, and what it stops."""
 
 import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +18,7 @@ from model.dit import DiT
 from model.page import guard
 from model.page.guard import Place, Refused
 from model.sampling import SamplingConfig
-from tests.server import ask, wait_until
+from tests.server import ROOT, ask, wait_until
 
 NEEDED = {
     *[
@@ -222,6 +224,14 @@ def test_a_flood_fills_its_own_places_and_no_more(page, http):
         slow.go.set()
     assert "event: complete" in http.get(f"{url}/gradio_api/call/sheet/{busy}").text
     assert ask(http, url, *DRAW["data"])[0] == "complete"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_line_of_the_readme(page):
+    (line,) = re.findall("```sh\n(curl .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    line = line.replace("http://127.0.0.1:7860", page[0])
+    answer = subprocess.run(["sh", "-c", line], capture_output=True, text=True).stdout
+    assert answer.startswith("event: complete\ndata: [[[")
 
 
 # ---- the abandoned

@@ -1,17 +1,30 @@
 """Command: the page, controls in and pictures out. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
 
 import argparse
+import atexit
 import html
 import os
 import random
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's own is shared by all users of a machine
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="digits-")
+    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+if not find_spec("socksio"):  # without it Gradio cannot even be imported where a SOCKS proxy is named
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        if os.environ[name].startswith("socks"):
+            del os.environ[name]
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # of which it keeps a record
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # and makes a table of them after every call
 
 try:
     import spaces  # ZeroGPU; must be imported before torch
@@ -25,11 +38,14 @@ except ImportError:
 
 import gradio as gr
 import torch
+from gradio.context import LocalContext
+from starlette.middleware import Middleware
 
 from model import check, sampling, weights
-from model.common import add_shared, sentence_on_error
+from model.common import add_shared, masked, sentence_on_error
 from model.device import pick
 from model.images import CLASSES, columns
+from model.page import guard
 from model.page import html as pictures
 
 PAGE = Path(pictures.__file__).parent  # with page.css and page.js
@@ -48,11 +64,44 @@ LAUNCH = {
     "head": f"<script>{(PAGE / 'page.js').read_text(encoding='utf-8')}</script>",
     "theme": THEME,
     "ssr_mode": False,
-    "max_file_size": "1mb",
     "state_session_capacity": 100,  # sessions; Gradio copies its configuration, some 100 kB, for each
     "footer_links": ["api"],
+    "run_history": False,
+    "enable_monitoring": False,
     "mcp_server": find_spec("mcp") is not None,  # the endpoints as tools, with gradio[mcp] installed
 }
+
+
+def serve(page: gr.Blocks, **options):
+    """Launch the page behind its guard; `options` and what it returns are those of `gr.Blocks.launch`."""
+    guard.trim()
+    return page.launch(**LAUNCH, **options, app_kwargs={"middleware": [Middleware(guard.Guard, work=work)]})
+
+
+def work(function: str, values: dict) -> int:
+    """Steps of single digits that a call takes; only sheets count, and a foreign value counts as the largest."""
+    if not function.startswith("sheet"):
+        return 0
+    asked, most = (values.get("count"), values.get("steps")), (MAX_SHEET, sampling.MAX_STEPS)
+    sizes = [
+        value if type(value) is int and 0 < value < high else high for value, high in zip(asked, most, strict=True)
+    ]
+    return sizes[0] * sizes[1]
+
+
+def listened() -> bool:
+    """Whether somebody still waits for the call that runs here; Gradio marks the event of a client that left."""
+    page, event = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    event = page and page._queue.event_ids_to_events.get(event)
+    return not event or event.alive
+
+
+def while_listened(chunks: Iterator) -> Iterator:
+    """The chunks of a drawing; raises ValueError after the first one that nobody waits for."""
+    for chunk in chunks:
+        yield chunk
+        if not listened():
+            raise ValueError("nobody waits for this drawing any more")
 
 
 def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
@@ -83,13 +132,13 @@ class Studio:
         self.network, self.sampling, self.classes = loaded.network, loaded.sampling, loaded.network.class_names
         count = sum(parameter.numel() for parameter in self.network.parameters())
         device = next(self.network.parameters()).device.type
-        source, at, commit = loaded.source.partition("@")
-        self.about = f"{count / 1e6:.2f} M parameters · weights: {source}{at}{commit[:12]} · {device}"
+        source, at, commit = masked(loaded.source).partition("@")
+        self.about = f"{count / 1e6:.2f} M parameters · weights: {source[:60]}{at}{commit[:12]} · {device}"
+        self.about = "<br>".join(html.escape(line) for line in (self.about, loaded.notice) if line)
         self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
         self.can_write_numbers = self.classes[:10] == CLASSES[:10]
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
-        self.notice = f"\n\n{loaded.notice}" if loaded.notice else ""
         self.film, self.columns, self.digits = map(on_gpu, (self.film, self.columns, self.digits))
 
     # ---- what runs on the GPU, once every value is checked
@@ -110,13 +159,13 @@ class Studio:
 
     def compare_steps(self, digit, seed, config):
         labels = range(len(self.classes[:10])) if digit == "all" else [sampling.label(digit, self.classes)]
-        yield from self.columns(torch.tensor(labels), sampling.check_seed(seed), config)
+        yield from while_listened(self.columns(torch.tensor(labels), sampling.check_seed(seed), config))
 
     def labels(self, classes, count):
         return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
 
     def draw_sheet(self, labels, seed, config):
-        yield from self.digits(labels, sampling.check_seed(seed, len(labels)), config)
+        yield from while_listened(self.digits(labels, sampling.check_seed(seed, len(labels)), config))
 
     # ---- the API
 
@@ -169,8 +218,8 @@ class Studio:
             config = replace(self.sampling, steps=steps, guidance=guidance)
             film = self.draw_one(digit, seed, config)
         except ValueError as error:
-            return gr.skip(), gr.skip(), f"{error}."
-        status = f"{pictures.in_steps(config.steps)[3:]} in {film.milliseconds:.0f} ms\\\n{self.about}{self.notice}"
+            return gr.skip(), gr.skip(), html.escape(f"{error}.")
+        status = f"{pictures.in_steps(config.steps)[3:]} in {film.milliseconds:.0f} ms<br>{self.about}"
         return pictures.digit_html(film, digit, seed, config), pictures.film_html(film, with_velocity), status
 
     def steps_tab(self, digit, seed, guidance):
@@ -198,7 +247,8 @@ class Studio:
                     drawn.append(pixels)
                 progress((len(drawn), len(labels)), unit="digits")
                 yield pictures.sheet_html(cells, width)
-            yield pictures.sheet_html(cells, width, pictures.files_html(torch.stack(drawn), labels, width))
+            files = pictures.files_html(torch.stack(drawn), labels, width, seed, config)
+            yield pictures.sheet_html(cells, width, files)
         except ValueError as error:
             yield f"<p>{html.escape(str(error))}.</p>"
 
@@ -230,7 +280,7 @@ def build(studio: Studio) -> gr.Blocks:
         "label": "Guidance",
     }
     steps_range = {"minimum": 1, "maximum": sampling.MAX_STEPS, "value": start["steps"], "step": 1, "label": "Steps"}
-    with gr.Blocks(title="Digits from noise", delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title="Digits from noise") as page:
         gr.Markdown(
             "# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step."
         )
@@ -239,7 +289,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Row():
                 with gr.Column(min_width=340):
                     digit_out = gr.HTML(padding=False, elem_id="digit")
-                    status = gr.Markdown(studio.about + studio.notice, elem_id="status")
+                    status = gr.HTML(studio.about, elem_id="status", padding=False)
                     busy = gr.HTML(elem_id="busy", padding=False)  # where a busy page says how many are waiting
                 with gr.Column(min_width=300):
                     digit = gr.Radio(studio.classes, value=start["digit"], label="Class", elem_classes="classes")
@@ -320,13 +370,17 @@ def build(studio: Studio) -> gr.Blocks:
 
         for function, name in ((studio.draw_api, "draw"), (studio.steps_api, "steps"), (studio.sheet_api, "sheet")):
             gr.api(function, api_name=name, **ONE_AT_A_TIME)
-    return page.queue(max_size=64)
+    return page.queue(max_size=guard.PLACES, api_open=False)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python app.py", description="The page that draws digits, in the browser.")
     add_shared(parser, "--weights", "--device")
     parser.add_argument("--port", type=int, help="the port to serve on (default: the first free one from 7860)")
+    parser.add_argument("--host", help="the address to serve on, 0.0.0.0 for all of the machine (default: 127.0.0.1)")
+    parser.add_argument("--root-path", help="the path, or the whole address, under which a proxy shows the page")
+    parser.add_argument("--share", action="store_true", help="also show it on a public address of Gradio's for a week")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="let in only who knows them")
     parser.add_argument(
         "--strict-weights", action="store_true", help="refuse to start when the weights cannot be loaded"
     )
@@ -334,9 +388,29 @@ def main(argv: list[str] | None = None) -> int:
     with sentence_on_error(parser):
         if options.port is not None:
             check.whole("port", options.port, 1, 65535)
+        user, colon, password = (options.auth or "").partition(":")
+        if options.auth and not (user and password):
+            raise ValueError("--auth takes USER:PASSWORD, neither of them empty")
         load = weights.load if options.strict_weights else weights.load_or_bundled
         page = build(Studio(load(options.weights, pick(options.device))))
-        page.launch(server_port=options.port, **LAUNCH)
+        # Gradio asks its own page whether it is there, for which no proxy of the environment is any use.
+        os.environ["no_proxy"] = f"{os.environ.get('no_proxy', '')},127.0.0.1,localhost" if options.share else "*"
+        try:
+            serve(
+                page,
+                server_name=options.host,
+                server_port=options.port,
+                root_path=options.root_path,
+                share=options.share or None,  # None leaves it to GRADIO_SHARE
+                auth=(user, password) if colon else None,
+            )
+        except OSError as error:
+            if "empty port" not in str(error):
+                raise
+            asked = f"port {options.port} of " if options.port else ""
+            raise OSError(
+                f"{asked}{options.host or 'this machine'} is in use or not to be had; try another --port or --host"
+            ) from None
     return 0
 
 

@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
                 for batch in draw(loaded.network, labels, seed, sampling):
                     batches.append(batch)
                     bar.update(len(batch))
-            images.save(new, options.out.suffix[1:], torch.cat(batches), labels, images.columns(count))
+            about = sampling.recipe(options.labels, seed)
+            images.save(new, options.out.suffix[1:], torch.cat(batches), labels, images.columns(count), about)
     how = f"{sampling.steps} steps, guidance {sampling.guidance:g}, weights {loaded.source}"
     print(f"{options.out}: {count} digits, {how}")
     return 0

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 SIZE = 28
 CLASSES = (*"0123456789", "black", "white")
@@ -46,11 +47,19 @@ def sheet(pixels: torch.Tensor, columns: int, scale: int = 2, gap: int = 2, back
     return Image.fromarray(F.pad(grid, (0, edge, 0, edge), value=background).numpy())
 
 
-def png(pixels: torch.Tensor, scale: int = 1) -> bytes:
-    """One image uint8 `[H, W]` as a PNG file, each pixel `scale` wide."""
+def png(pixels: torch.Tensor, scale: int = 1, about: str = "") -> bytes:
+    """One image uint8 `[H, W]` as a PNG file, each pixel `scale` wide; `about` becomes its comment."""
     file = io.BytesIO()
-    Image.fromarray(enlarge(pixels, scale)).save(file, "png")
+    Image.fromarray(enlarge(pixels, scale)).save(file, "png", pnginfo=comment(about))
     return file.getvalue()
+
+
+def comment(text: str) -> PngInfo:
+    """The text chunk `Comment` of a PNG file, which most viewers show."""
+    chunks = PngInfo()
+    if text:
+        chunks.add_text("Comment", text)
+    return chunks
 
 
 def animation(frames: torch.Tensor, milliseconds: float, scale: int = 1) -> bytes:
@@ -71,9 +80,12 @@ def columns(count: int) -> int:
     return min(count, 10 * max(1, round((count / 100) ** 0.5)))
 
 
-def save(file: Path | BinaryIO, kind: str, pixels: torch.Tensor, labels: torch.Tensor, columns: int) -> None:
-    """Write a sheet (`png`) or a labelled data set (`npz`: `images` uint8 `[N, 28, 28]`, `labels` int64 `[N]`)."""
+def save(
+    file: Path | BinaryIO, kind: str, pixels: torch.Tensor, labels: torch.Tensor, columns: int, about: str = ""
+) -> None:
+    """Write a sheet (`png`, with `about` as its comment) or a labelled data set (`npz`: `images` uint8 `[N, 28, 28]`,
+    `labels` int64 `[N]`)."""
     if kind == "npz":
         np.savez_compressed(file, images=pixels.numpy(), labels=labels.numpy())
     else:
-        sheet(pixels, columns).save(file, "png")
+        sheet(pixels, columns).save(file, "png", pnginfo=comment(about))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -36,6 +36,10 @@ class SamplingConfig:
     def updated(self, **asked) -> "SamplingConfig":
         """The same with whatever is asked for; None stands for no wish."""
         return replace(self, **{name: value for name, value in asked.items() if value is not None})
+
+    def recipe(self, digits: str, seed: int) -> str:
+        """What a picture shows and how it was drawn, for its comment."""
+        return f"{digits}: {', '.join(f'{name} {value}' for name, value in {'seed': seed, **asdict(self)}.items())}"
 
 
 def check_seed(seed, count: int = 1) -> int:

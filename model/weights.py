@@ -9,6 +9,7 @@ import copy
 import inspect
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from model import check, hub
-from model.common import replacing_folder, sha256
+from model.common import masked, replacing_folder, sha256
 from model.device import has_bfloat16
 from model.dit import DiT
 from model.sampling import SamplingConfig
@@ -88,13 +89,19 @@ def load(where: str | None = None, device: torch.device | str = "cpu", dtype: to
 
 
 def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu") -> Weights:
-    """As `load`, but falls back to the bundled weights with a notice; raises only when those are unusable too."""
+    """As `load`, but falls back to the bundled weights with a notice; raises only when those are unusable too.
+
+    The reason goes to stderr: visitors see the notice.
+    """
     try:
         return load(where, device)
     except (ValueError, OSError) as error:
         with contextlib.suppress(ValueError, OSError):
-            notice = f"Drawn with the bundled weights: {' '.join(str(error).split())}."
-            return replace(load(str(BUNDLED), device), notice=notice)
+            bundled = load(str(BUNDLED), device)
+            print(f"The bundled weights are used: {masked(error)}", file=sys.stderr)
+            asked = masked(where or os.environ.get("WEIGHTS"))[:60]
+            notice = f"Drawn with the bundled weights, because {asked} could not be loaded."
+            return replace(bundled, notice=notice)
         raise
 
 

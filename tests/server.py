@@ -1,5 +1,6 @@
 """The page in a process of its own, as `python app.py` starts it, and a browser to look at it."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -28,6 +29,20 @@ def wait_until(ready, seconds: float, what: str):
 def close(a, b) -> bool:
     """Equal up to rounding: bfloat16 products of other batch sizes or thread counts differ in the last bit."""
     return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean() <= 2
+
+
+def memory_of(process: subprocess.Popen) -> float:
+    """MB that a process holds; Linux only."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))[1]) / 1024
+
+
+def ask(http, url: str, *values, endpoint: str = "draw"):
+    """One call over plain HTTP, by an `httpx.Client`: ("complete" or "error", its data)."""
+    event = http.post(f"{url}/gradio_api/call/{endpoint}", json={"data": values}).json()["event_id"]
+    lines = http.get(f"{url}/gradio_api/call/{endpoint}/{event}").text.splitlines()
+    kind = [line for line in lines if line.startswith("event:")][-1].removeprefix("event: ")
+    data = [line for line in lines if line.startswith("data:")][-1].removeprefix("data: ")
+    return kind, json.loads(data)
 
 
 @contextmanager

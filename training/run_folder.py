@@ -106,7 +106,7 @@ class RunFolder:
     def saved_weights_step(self) -> int | None:
         """The step of the weights in the folder."""
         try:
-            return weights.read_json(self.path / WEIGHTS / weights.METRICS)["training"]["steps"]
+            return weights.read_metrics(self.path / WEIGHTS / weights.METRICS)["training"]["steps"]
         except (ValueError, KeyError, TypeError):
             return None
 

@@ -39,10 +39,10 @@ def digit_html(film: Film, digit: str, seed: int, sampling: SamplingConfig) -> s
     few = film.noisy[film.frames(16)]
     moving = picture(images.animation(few, 500), text)
     still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digit))}">'
-    name = f"{digit}-seed{seed}"
+    name, saved = f"{digit}-seed{seed}", images.png(film.digit, 16, sampling.recipe(digit, seed))
     return (
         f'<div class="digit" data-link="{link(digit, seed, sampling)}"><picture>{still}{moving}</picture><p>'
-        f'<a download="{name}.png" href="{uri(images.png(film.digit, 16))}">Save picture</a> '
+        f'<a download="{name}.png" href="{uri(saved)}">Save picture</a> '
         f'<a download="{name}-film.png" href="{uri(images.animation(few, 1500, 8))}">Save animation</a></p></div>'
     )
 
@@ -92,10 +92,11 @@ def sheet_html(cells: str, columns: int, files: str = "") -> str:
     return f'<div class="sheet"><div class="cells" style="{grid}">{cells}</div>{files}</div>'
 
 
-def files_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int) -> str:
-    """A sheet `[N, 28, 28]` as a picture and as a data set."""
+def files_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int, seed: int, sampling: SamplingConfig) -> str:
+    """A sheet `[N, 28, 28]`, its first digit drawn from `seed`, as a picture and as a data set."""
     sheet, data_set = io.BytesIO(), io.BytesIO()
-    images.save(sheet, "png", pixels, labels, columns)
+    about = sampling.recipe(",".join(images.CLASSES[label] for label in labels), seed)
+    images.save(sheet, "png", pixels, labels, columns, about)
     images.save(data_set, "npz", pixels, labels, columns)
     return (
         f'<p><a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a> '

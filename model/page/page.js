@@ -9,9 +9,16 @@ window.digits = {
     },
 
     async copyLink() {
-        if (!navigator.clipboard) return prompt("The link to this digit:", location.href);
-        await navigator.clipboard.writeText(location.href);
         const button = document.querySelector("#copy");
+        try {
+            await navigator.clipboard.writeText(location.href);
+        } catch { // there is no clipboard without HTTPS, and none in the frame of another page
+            document.querySelector("#link")?.remove();
+            button.parentElement.insertAdjacentHTML("afterend", '<input id="link" aria-label="Link to copy" readonly>');
+            const field = document.querySelector("#link");
+            field.value = location.href;
+            return field.select();
+        }
         button.textContent = "Link copied";
         setTimeout(() => button.textContent = "Copy link", 1500);
     },

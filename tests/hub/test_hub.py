@@ -224,7 +224,7 @@ COLD = {
     "cut": (faulty("GET", "cut"), "", "", "no connection to http://127.0.0.1"),
     "a page to log in": (faulty("GET /api", Refusal(200)), "", "", "does not answer as the Hub does"),
     "flipped": (damaged("model.safetensors", flipped), "", "", "model.safetensors is damaged"),
-    "flipped config": (damaged("config.json", lambda b: b.replace(b"32", b"64")), "", "", "config.json is damaged"),
+    "flipped config": (damaged("config.json", lambda b: b.replace(b"32", b"64")), "", "", "does not hold the tensors"),
     "truncated defaults": (damaged("sampling.json", lambda b: b[:-9]), "", "", "sampling.json is not valid JSON"),
     "truncated": (damaged("model.safetensors", lambda content: content[:-1000]), "", "", "should be of size"),
 }

@@ -131,14 +131,14 @@ def test_flags_hold_for_every_row_except_for_its_own_change(command, monkeypatch
 
 def test_row_started_with_other_flags_is_refused(command, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.subprocess, "run", lambda *_: pytest.fail("it trains"))
-    folder = tmp_path / "runs/ablations/centred"
+    folder = tmp_path / "runs/ablation-centred"
     folder.mkdir(parents=True)
     Config(**{**ablations.ALWAYS, **ablations.ROWS["centred"], "device": "cpu", "width": 64}).save(
         folder / "config.json"
     )
     status, _, error = command("centred")
     assert status == 2
-    assert "runs/ablations/centred holds a run with other flags than these" in error
+    assert "runs/ablation-centred holds a run with other flags than these" in error
 
 
 @pytest.mark.slow
@@ -150,14 +150,14 @@ def test_table_of_real_runs_resumes_and_repeats_nothing(command, go, reference, 
     monkeypatch.setattr(ablations, "SCALES", (1.0, 1.3))
     options = {**TINY, "data_root": mnist_root, "epochs": 0.01}
     row = {**options, **ablations.ROWS["centred"], "preview_every": 20}
-    assert go("--name", "ablations/centred", stop_after=5, **row) == 128 + 15
+    assert go("--name", "ablation-centred", stop_after=5, **row) == 128 + 15
 
     status, table, _ = command("centred", "baseline", "--count=256", *flags(options))
     assert status == 0
     assert table[:2] == list(ablations.HEAD)
     assert len(table) == 4
     for line, name in zip(table[2:], ("centred", "baseline"), strict=True):
-        folder = tmp_path / "runs/ablations" / name
+        folder = tmp_path / f"runs/ablation-{name}"
         config = Config.load(folder / "config.json")
         metrics = json.loads((folder / "weights/metrics.json").read_text())
         assert metrics["training"]["steps"] == 19
@@ -173,7 +173,7 @@ def test_table_of_real_runs_resumes_and_repeats_nothing(command, go, reference, 
         assert line == f"| {name} | `{shlex.join(config.flags())}` | {figures}"
         assert ("--pixel-mean 0.1307" in line) == (name == "centred")
 
-    run = tmp_path / "runs/ablations/centred"
+    run = tmp_path / "runs/ablation-centred"
     measured = [run / "weights" / name for name in ("metrics.json", "model.safetensors")]
     before = [path.stat().st_mtime_ns for path in measured], (run / "metrics.jsonl").read_bytes()
     state = flat(checkpoint.load(run)[0])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from model import flow, images, weights
+from model import common, flow, images, weights
 from model.dit import DiT
 from model.sampling import MNIST_HISTOGRAM, SamplingConfig, states
 from tests.conftest import TINY
@@ -184,12 +184,12 @@ def test_recorded_command_gives_the_same_recipe(config):
         ({"lr": -1}, "lr must be a number from 1e-09 to 1, not -1"),
         ({"lr": float("nan")}, "lr must be a number from 1e-09 to 1, not nan"),
         ({"lr": "fast"}, "lr must be a number from 1e-09 to 1, not 'fast'"),
-        ({"batch": 2.5}, "batch must be a whole number from 1, not 2.5"),
-        ({"batch": True}, "batch must be a whole number from 1, not True"),
+        ({"batch": 2.5}, "batch must be a whole number from 1 to 1000000000, not 2.5"),
+        ({"batch": True}, "batch must be a whole number from 1 to 1000000000, not True"),
         ({"seed": 2**31}, "seed must be a whole number from 0 to 2147483647, not 2147483648"),
-        ({"compile": 1}, "compile must be a bool, not 1"),
-        ({"init": None}, "init must be a str, not None"),
-        ({"data": "cats"}, "data must be mnist, fashion, kmnist, not 'cats'"),
+        ({"compile": 1}, "compile must be true or false, not 1"),
+        ({"init": None}, "init must be a printable text of at most 1000 characters, not None"),
+        ({"data": "cats"}, "data must be mnist, fashion, kmnist, a folder or an .npz, not 'cats'"),
     ],
 )
 def test_configuration_names_the_field_and_its_range(options, words):
@@ -266,7 +266,8 @@ def test_resumed_run_equals_an_uninterrupted_one(go, tmp_path):
 
 def test_interrupted_run_prints_how_to_continue(go, capsys):
     assert go("--name", "a", epochs=1, stop_after=2) == 128 + 15
-    assert "Stopped at step 2. Continue with: python -m training.train --resume runs/a" in capsys.readouterr().out
+    command = common.python("-m", "training.train", "--resume", "runs/a")
+    assert f"Stopped at step 2. Continue with: {command}\n" in capsys.readouterr().out
 
 
 def test_history_and_summary_name_every_commit_and_device_of_a_run(go, tmp_path, monkeypatch):
@@ -446,7 +447,7 @@ def test_diverged_run_stops_with_step_and_rate(go, monkeypatch, capsys):
         (["--name", "a"], {"batch": 1000}, "batch 1000 is larger than the data set of 128"),
         (["--name", "a"], {"data_root": "nothing"}, "not in nothing/MNIST/raw and cannot be downloaded"),
         (["--name", "a"], {"width": 30, "heads": 4}, "width 30 is not divisible by heads 4"),
-        (["--name", "a"], {"data": "cats"}, "data must be mnist, fashion, kmnist, not 'cats'"),
+        (["--name", "a"], {"data": "cats"}, "data must be mnist, fashion, kmnist, a folder or an .npz, not 'cats'"),
         (["--name", "a"], {"lr": -1}, "lr must be a number from 1e-09 to 1, not -1"),
         (["--name", "a"], {"device": "abacus"}, "there is no device 'abacus' here"),
         (["--name", "a", "--init", "nowhere/at/all"], {}, "neither a folder"),

@@ -313,13 +313,8 @@ def build(studio: Studio) -> gr.Blocks:
             **ONE_AT_A_TIME,
         }
         follow = {"fn": None, "inputs": digit_out, "js": "drawn => digits.follow(drawn)", "api_visibility": "private"}
-        changes = [
-            digit.input,
-            seed.input,
-            velocity.input,
-            steps.change,
-            guidance.change,
-        ]  # a slider also clamps and resets itself
+        # `change` for sliders, which also clamp and reset themselves
+        changes = [digit.input, seed.input, velocity.input, steps.change, guidance.change]
         gr.on(changes, trigger_mode="always_last", **drawing).then(**follow)
         dice.click(new_seed, None, seed, **quiet).then(**drawing).then(**follow)
         page.load(studio.open_link, None, controls, **quiet).then(**drawing)

@@ -162,9 +162,8 @@ class DiT(
         self.parts = [n for block in self.blocks for n in (block.image.modulations, block.label.modulations)] + [2]
         self.modulation = nn.Linear(width, sum(self.parts) * width)
         self.unembed = nn.Linear(width, patch**2)
-        scales = torch.cat(
-            [torch.tensor([0.0, 1, 0, 0, 1, 0][:n]) for n in self.parts]
-        )  # shift, scale, gate, shift, scale, gate
+        is_scale = [0.0, 1, 0, 0, 1, 0]  # shift, scale, gate, shift, scale, gate
+        scales = torch.cat([torch.tensor(is_scale[:n]) for n in self.parts])
         self.register_buffer("one_for_scales", scales.view(-1, 1, 1), persistent=False)
         self.register_buffer("rotary", rotary_table(self.side, width // heads), persistent=False)
         self.reset_parameters()

@@ -160,15 +160,13 @@ class Guard:
         """Pass a request on, once it is checked."""
         method, path = scope["method"], get_route_path(scope)
         check_route(method, path)
-        if path.startswith(
-            "/gradio_api/info"
-        ):  # of a page: Gradio keeps the other, with the Host of whoever asked first
+        if path.startswith("/gradio_api/info"):
+            # That of a page: the other one Gradio caches, with the Host header of whoever asked first.
             scope = {**scope, "query_string": scope["query_string"] + b"&page="}
         if method == "GET":
             stream = STREAM.fullmatch(path)
-            return await (
-                self.stream(stream["event"], scope, receive, send) if stream else self.app(scope, receive, send)
-            )
+            handler = self.stream(stream["event"], scope, receive, send) if stream else self.app(scope, receive, send)
+            return await handler
         body = await read(receive)
         messages = iter([{"type": "http.request", "body": body}])
 

@@ -43,7 +43,7 @@ def measured(small, tmp_path):
     """Leave the weights of a finished row, measured with 2,000 digits, as the only thing in its folder."""
 
     def measured(name: str, hours: float, figures: dict[float, tuple[float, float, float]]):
-        folder = tmp_path / ablations.RUNS / name / "weights"
+        folder = tmp_path / f"runs/ablation-{name}/weights"
         weights.save(small, folder, SamplingConfig(guidance=1.15), {"training": {"hours": hours}})
         metrics = json.loads((folder / "metrics.json").read_text())
         settings = {"count": 2000, "seed": 0, "steps": 20, "guidance": None, "time_shift": 1.63206}

@@ -57,9 +57,7 @@ class Extractor(nn.Module):
         )
         self.rest = nn.Sequential(convolution(128, 128), nn.Dropout2d(0.1), convolution(128, 128))
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(128, 10))
-        self.register_buffer(
-            "spread", torch.ones(())
-        )  # standard deviation over the training set, the unit of the features
+        self.register_buffer("spread", torch.ones(()))  # standard deviation over the training set, their unit
 
     def features_and_logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features `[B, 128]` and class logits `[B, 10]` of pixels uint8 (or float in 0..255) `[B, 28, 28]`."""

@@ -32,9 +32,8 @@ def frechet(drawn: torch.Tensor, real: torch.Tensor) -> float:
 
 def radii(points: torch.Tensor, k: int) -> torch.Tensor:
     """Distance `[N]` of each point `[N, d]` to its k-th nearest neighbour among the others."""
-    return torch.cat(
-        [torch.cdist(chunk, points).kthvalue(k + 1).values for chunk in points.split(CHUNK)]
-    )  # the nearest is the point itself
+    chunks = points.split(CHUNK)
+    return torch.cat([torch.cdist(chunk, points).kthvalue(k + 1).values for chunk in chunks])  # the nearest is itself
 
 
 def prdc(drawn: torch.Tensor, real: torch.Tensor, k: int = NEIGHBOURS) -> dict[str, float]:
@@ -70,9 +69,7 @@ def nearest(pixels: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor,
     for chunk in tqdm(
         images.split(CHUNK), desc="nearest training images", unit="chunk", leave=False, dynamic_ncols=True
     ):
-        found.append(
-            (squares - 2 * chunk @ training.T).argmin(1)
-        )  # leaving out the chunk's own squares, which do not change the order
+        found.append((squares - 2 * chunk @ training.T).argmin(1))  # the chunk's own squares do not change the order
     index = torch.cat(found)
     return (images - training[index]).norm(dim=1), index
 

@@ -13,7 +13,13 @@ from tests.hub.worker import ROOT, SECRET, Worker, assert_sentence, environment,
 
 PUBLISH = "python -m training.publish"
 SPACE = ("space", "me/page", "--weights", "me/there", "--dry-run")
-FROM_HERE = "from pathlib import Path; from training.release import upload; upload.ROOT = Path({!r})"
+FROM = """
+from pathlib import Path
+from unittest.mock import patch
+from training import publish
+with patch("training.release.upload.ROOT", Path({root!r})):
+    publish.main({arguments!r})
+"""
 
 
 def names(outcome) -> set[str]:
@@ -61,17 +67,15 @@ def test_only_tracked_regular_files_are_sent_to_a_space(worker, hub, folders, re
     (repository / "model" / "mine.py").write_text(SECRET, encoding="utf-8")
     shutil.move(repository / "model" / "speed.py", secret.with_name("speed.py"))
     (repository / "model" / "speed.py").symlink_to(secret.with_name("speed.py"))
-    code = FROM_HERE.format(str(repository)) + f"; from training import publish; publish.main({list(SPACE)!r})"
-    outcome = worker.run(code)
+    publish = FROM.format(root=str(repository), arguments=list(SPACE))
+    outcome = worker.run(publish)
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "model").rglob("*.py")} - {"model/speed.py"}
     assert {name for name in names(outcome) if name.endswith(".py")} == {"app.py", *code}
     for name in ("mine.py", "speed.py"):
         assert name in outcome.err
 
     subprocess.run(["git", "rm", "-q", "--cached", "app.py"], cwd=repository, check=True)
-    outcome = worker.run(
-        FROM_HERE.format(str(repository)) + f"; from training import publish; publish.main({list(SPACE)!r})"
-    )
+    outcome = worker.run(publish)
     assert outcome.status == 2
     assert "app.py is missing, a link or not tracked" in outcome.err.splitlines()[-1]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import flags
 from tests.recovery import kills
 from training import checkpoint, train
 from training.run_folder import RunFolder
@@ -173,13 +174,10 @@ def test_start_is_refused_where_another_process_is_about_to_start(go, tmp_path, 
 # ---- kills
 
 
-@pytest.mark.parametrize(
-    ("count", "options"),
-    [(2, ["--no-compile"]), (1, ["--width=32", "--depth=1", "--heads=2"])],
-    ids=["eager", "compiled"],
-)
-def test_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(root, tmp_path, count, options):
-    options = [f"--data-root={root}", "--device=cpu", "--epochs=1", "--blank-images=1000", *options]
+@pytest.mark.parametrize(("count", "compile"), [(2, False), (1, True)], ids=["eager", "compiled"])
+def test_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(root, tmp_path, count, compile):
+    tiny = {"device": "cpu", "width": 32, "depth": 1, "heads": 2, "blank_images": 1000, "epochs": 1}
+    options = flags({**tiny, "data_root": root, "compile": compile})
     wrong, steps = kills.compare(count, options, tmp_path)
     assert wrong == []
     assert any(0 < step < 33 for step in steps), steps

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from model import check, hub
 from model.common import masked, replacing_folder, sha256
 from model.device import has_bfloat16
-from model.dit import DiT
+from model.dit import MAX_SIZE, DiT
 from model.sampling import SamplingConfig
 
 BUNDLED = Path(__file__).parent.parent / "weights"
@@ -119,8 +119,7 @@ def read(folder: Path) -> Weights:
     if foreign:
         raise ValueError(f"{folder / CONFIG} is not of this network: unknown {check.shown(', '.join(sorted(foreign)))}")
     try:
-        check_shapes(folder / TENSORS, config)  # before anything is allocated
-        network = DiT(**config)
+        network = build(folder / TENSORS, config)
         network.load_state_dict(load_file(folder / TENSORS))
     except SafetensorError:
         raise damaged(folder / TENSORS, "damaged or truncated") from None
@@ -169,15 +168,23 @@ def read_sampling(folder: Path, older: dict) -> SamplingConfig:
         raise ValueError(f"{path} may hold {', '.join(asdict(SamplingConfig()))}, and nothing else") from None
 
 
-def check_shapes(path: Path, config: dict) -> None:
-    """Raise ValueError unless a tensor file holds exactly the tensors of `DiT(**config)`; reads its header only."""
-    try:
-        with torch.device("meta"):
-            expected = {name: list(tensor.shape) for name, tensor in DiT(**config).state_dict().items()}
-    except ValueError as error:
-        raise ValueError(f"{path.with_name(CONFIG)}: {error}") from None
+def build(path: Path, config: dict) -> DiT:
+    """`DiT(**config)`, still without the tensors of a file whose header says that it holds exactly those.
+
+    Raises ValueError otherwise. No network is built for a file that is too small for it: a block has more than
+    10·width² parameters of two bytes.
+    """
     with safe_open(path, "pt") as file:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    width, depth = config.get("width", 256), config.get("depth", 3)
+    numbers = isinstance(width, int | float) and isinstance(depth, int | float)
+    if numbers and path.stat().st_size / 20 < depth * width * width <= MAX_SIZE:  # beyond, DiT says what is too large
+        raise ValueError(f"{path} does not hold the tensors of the network in {CONFIG}")
+    try:
+        network = DiT(**config)
+    except ValueError as error:
+        raise ValueError(f"{path.with_name(CONFIG)}: {error}") from None
+    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     prefix = min(found, default="").removesuffix(min(expected))
     if prefix and {name.removeprefix(prefix): shape for name, shape in found.items()} == expected:
         raise ValueError(
@@ -186,6 +193,7 @@ def check_shapes(path: Path, config: dict) -> None:
         )
     if found != expected:
         raise ValueError(f"{path} does not hold the tensors of the network in {CONFIG}")
+    return network
 
 
 def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) -> None:

@@ -68,7 +68,7 @@ def until_it_saves(folder: Path, process: subprocess.Popen) -> None:
 
 def launch(folder: Path, arguments: list[str]) -> subprocess.Popen:
     """The training command in that folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     environment["TQDM_MININTERVAL"] = "60"  # nobody reads the progress bar, and a full pipe would block the run
     command = [sys.executable, "-m", "training.train", *arguments]
     return subprocess.Popen(
@@ -96,11 +96,14 @@ def equal(a, b) -> bool:
 
 
 def compare(count: int, options: list[str], folder: Path) -> tuple[list[str], list[int]]:
-    """Train a small run without and with `count` kills: what differs, and the steps the killed one resumed from."""
+    """Train a small run with and without `count` kills: what differs, and the steps the killed one resumed from."""
     whole = launch(folder, ["--name", "whole", *SMALL, *options])
-    errors = whole.communicate()[1]
+    try:
+        steps = killed(folder, count, options)
+        errors = whole.communicate()[1]
+    finally:
+        whole.kill()
     assert whole.returncode == 0, errors
-    steps = killed(folder, count, options)
     return different(folder), steps[1:]
 
 

@@ -134,7 +134,8 @@ measured the same way against the training set (for the distance to the test set
 - **Precision, recall, density and coverage** use balls to the fifth nearest neighbour.
 - **Class accuracy** is how often that classifier predicts the requested class. A value above that of real digits means
   that the network draws unambiguous digits more often than people write them.
-- **Near copies** are closer to a training image, in pixels, than 1 % of the real test digits are.
+- A **near copy** is closer to its nearest training image, in pixels, than the closest 1 % of the real test digits are
+  to theirs. In the column *real*, each half of the test set is judged by the limit of the other half.
 """
     if cas := cas_of(metrics):
         taught = f"{cas['settings']['count']:,}"
@@ -170,7 +171,7 @@ commit `{record["commit"]}`.
 {record["command"]}
 ```"""
     if is_default(record["command"]):
-        text += "\n\nThese settings are the trainer's defaults: `python -m training.train` is the same recipe."
+        text += "\n\nThese settings are the trainer's defaults by now: `python -m training.train` is the same recipe."
     if before := record.get("initialized_from"):
         return f"{recipe(before)}\n\nInitialized from those weights: another {text}"
     return text

@@ -148,7 +148,7 @@ def test_table_of_real_runs_resumes_and_repeats_nothing(command, go, reference, 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(ablations, "Reference", lambda device, root: reference)
     monkeypatch.setattr(ablations, "SCALES", (1.0, 1.3))
-    options = {**TINY, "data_root": mnist_root, "epochs": 0.01}
+    options = {**TINY, "patch": 7, "data_root": mnist_root, "epochs": 0.01}
     row = {**options, **ablations.ROWS["centred"], "preview_every": 20}
     assert go("--name", "ablation-centred", stop_after=5, **row) == 128 + 15
 

@@ -55,7 +55,7 @@ def train(name: str, config: Config) -> int:
     """
     folder = folder_of(name)
     begun = (folder / CONFIG).exists()
-    if begun and Config.load(folder / CONFIG) != config:
+    if begun and Config.load(folder / CONFIG).recipe() != config.recipe():
         raise ValueError(f"{folder} holds a run with other flags than these; give those, or move it away")
     where = ["--resume", str(folder)] if begun else ["--name", folder.name]
     return subprocess.run([sys.executable, "-m", "training.train", *where, *config.flags()]).returncode
@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"there is no row {', '.join(foreign)}; there are {', '.join(ROWS)}")
         configs = {name: Config(**{**ALWAYS, **options, **ROWS[name]}) for name in names}
         device = pick(options.get("device", "auto"))
-        count = check.whole("count", count or SWEEP_COUNT["cuda" if device.type == "cuda" else "other"], FEWEST, MOST)
+        default = SWEEP_COUNT["cuda" if device.type == "cuda" else "other"]
+        count = check.whole("count", default if count is None else count, FEWEST, MOST)
         reference, lines = Reference(device, options.get("data_root", "data")), list(HEAD)
         for name, config in configs.items():
             status = train(name, config)

@@ -90,11 +90,6 @@ class RunFolder:
         """Whether the folder is gone, or belongs to a later run."""
         return self.writes and self.inode() != self.lock_inode
 
-    def check_lock(self) -> None:
-        """Raise OSError where the folder is lost."""
-        if self.is_lost():
-            raise OSError(f"{self.path} no longer belongs to this run")
-
     # ---- logs
 
     def append_row(self, name: str, row: dict) -> None:
@@ -105,15 +100,15 @@ class RunFolder:
 
     def rows(self, name: str) -> list[dict]:
         """The lines of a .jsonl file, without those that are torn or not of this trainer."""
-        return [row for row in map(parsed, self.lines(name)) if has_fields(row, FIELDS[name])]
+        return [row for line in self.lines(name) if (row := parsed(line, FIELDS[name]))]
 
     def lines(self, name: str) -> list[bytes]:
         log = self.path / name
         return log.read_bytes().splitlines() if log.exists() else []
 
     def clean_logs(self, step: int) -> None:
-        """Drop the unreadable lines of both logs, with a word, and those of metrics.jsonl after the step that the run
-        resumes from."""
+        """Drop the unreadable lines of both logs, and say so, and the lines of metrics.jsonl after the step that the
+        run resumes from."""
         for name in (HISTORY, METRICS) if self.writes else ():
             rows = self.rows(name)
             if dropped := len(self.lines(name)) - len(rows):
@@ -150,14 +145,10 @@ class RunFolder:
         plots.growth(self.path / FILM, sorted((self.path / "previews").glob("[0-9]*.png")))
 
 
-def parsed(line: bytes):
-    """The content of a line of JSON, None for anything else."""
+def parsed(line: bytes, fields: dict) -> dict | None:
+    """The object in a line of JSON, if it has fields of these types; None for anything else."""
     try:
-        return json.loads(line.decode())
-    except (ValueError, RecursionError):
+        row = json.loads(line.decode())
+        return row if all(isinstance(row[name], kind) for name, kind in fields.items()) else None
+    except (ValueError, RecursionError, TypeError, KeyError):
         return None
-
-
-def has_fields(row, fields: dict) -> bool:
-    """Whether a row is an object with values of these types."""
-    return isinstance(row, dict) and all(name in row and isinstance(row[name], kind) for name, kind in fields.items())

@@ -105,7 +105,8 @@ class Trainer:
             self.preview()
         while self.step < self.total and not self.must_stop():
             norm = self.advance()
-            self.folder.check_lock()
+            if self.folder.is_lost():
+                raise OSError
             now = time.monotonic()
             self.seconds = seconds_before + now - started
             bar.update(config.batch)

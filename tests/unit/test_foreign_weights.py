@@ -18,7 +18,8 @@ from model.common import masked, replacing, replacing_folder, sha256
 from model.dit import MAX_SIZE, DiT
 from training.measure import extractor, reference
 from training.measure.evaluation import Results
-from training.measure.samples import LARGEST, read_samples
+from training.measure.samples import read_samples
+from training.own_images import MAX_BYTES
 from training.release import upload
 from training.release.card import card, is_default, results_table
 
@@ -263,8 +264,8 @@ def bomb(path: Path, shape: tuple, dtype: str = "|u1", size: int = 0) -> Path:
 
 
 def test_an_archive_is_not_unpacked_before_its_size_is_known(tmp_path, monkeypatch):
-    assert LARGEST > 784 * 1_000_000 + 8_000_000 + 1000  # the most that model.generate writes
-    monkeypatch.setattr("training.measure.samples.LARGEST", 2**21)
+    assert MAX_BYTES > 784 * 1_000_000 + 8_000_000 + 1000  # the most that model.generate writes
+    monkeypatch.setattr("training.own_images.MAX_BYTES", 2**21)
     path = bomb(tmp_path / "a.npz", (4096, 28, 28), size=4 * 2**20)
     monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail("it is read"))
     refused(read_samples, path, words=r"unpacks to .* bytes")

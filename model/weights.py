@@ -57,7 +57,8 @@ RECORDS = {"sha256": {...: str}, "training": TRAINING, "evaluation": ROW, "sweep
 class Weights:
     """A network with its weights, how to draw with it, and where it came from.
 
-    `source` is for people to read. `notice` is "", or says why these are the bundled weights and not those asked for.
+    `source` is a description for people. `notice` is "", or says why these are the bundled weights and not those asked
+    for.
     """
 
     network: DiT

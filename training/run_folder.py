@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its logs, its pictures. Of several processes only the first writes anything."""
+"""The folder of a run: its lock, its logs, its pictures. With several processes, only the first one writes."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from training.measure import plots
 RUNS = Path("runs")
 CONFIG, HISTORY, METRICS, WEIGHTS = "config.json", "history.jsonl", "metrics.jsonl", "weights"
 FILM = "previews.gif"  # the last that a run writes
-FIELDS = {  # what is read again from the lines of a log
+FIELDS = {  # required in every line of a log, with their types
     HISTORY: {"commit": str, "device": str, "torch": str},
     METRICS: {"step": int, "images": int, "loss": float | None},
 }
 
 
 def quoted(path: Path) -> str:
-    """A path as a word of a shell."""
+    """A path quoted for the shell."""
     return shlex.quote(str(path))
 
 
@@ -47,8 +47,7 @@ class RunFolder:
             )
 
     def create(self) -> None:
-        """Claim a folder for a new run, without what a start left there that was killed before it wrote a
-        configuration."""
+        """Claim the folder for a new run; removes the history of a start that was killed before there was a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.claim()
         self.check_free()

@@ -138,7 +138,7 @@ def digest(config: dict) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file, {} where there is no such file; raises ValueError for anything else."""
+    """The object in a JSON file, or {} if there is no such file; raises ValueError for anything else."""
     try:
         if path.is_file() and path.stat().st_size > LARGEST:
             raise ValueError
@@ -178,9 +178,9 @@ def read_sampling(folder: Path, older: dict) -> SamplingConfig:
 
 
 def build(path: Path, config: dict) -> DiT:
-    """`DiT(**config)`, still without the tensors of a file whose header says that it holds exactly those.
+    """`DiT(**config)`, after a check that its tensors are exactly those in the header of the file; they are not loaded.
 
-    Raises ValueError otherwise. No network is built for a file that is too small for it: a block has more than
+    Raises ValueError if they are not. No network is built for a file that is too small for it: a block has more than
     10·width² parameters of two bytes.
     """
     with safe_open(path, "pt") as file:

@@ -26,9 +26,9 @@ NAMES = {  # of their ten classes
 
 
 def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Pixels, labels and the names of the classes: a built-in set with `blanks` blank images of each kind, or own
-    images from the path `name`, which have no blank classes.
+    """Pixels, labels and the names of the classes.
 
+    A built-in set gets `blanks` all-black and as many all-white images; your own images, in the path `name`, get none.
     Raises OSError or ValueError, in one sentence, for data that is missing, damaged or of another kind.
     """
     if name in DATASETS:
@@ -63,7 +63,7 @@ def load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.
 
 
 def check_whole(path: Path, dimensions: int) -> None:
-    """Raise ValueError unless an IDX file of bytes is as long as its header says (torchvision takes it for whole)."""
+    """Raise ValueError unless an IDX file of bytes is as long as its header says (torchvision does not check)."""
     with open(path, "rb") as file:
         header = file.read(4 + 4 * dimensions)
     shape = struct.unpack(f">{dimensions}I", header[4:].ljust(4 * dimensions, b"\xff"))

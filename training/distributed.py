@@ -56,7 +56,7 @@ def world_size() -> int:
 
 
 def launcher() -> str:
-    """The beginning of the command that starts as many processes again."""
+    """The beginning of a command that starts the same number of processes again."""
     if not joined():
         return python()
     return python("-m", "torch.distributed.run", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}")

@@ -79,7 +79,7 @@ class RunFolder:
             self.lock.release()
 
     def inode(self) -> int | None:
-        """Identifies the lock file: another one may be there under the same name by now."""
+        """The identity of the lock file: another one may have taken its place under the same name."""
         try:
             return (self.path / ".lock").stat().st_ino
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class RunFolder:
                 file.write(json.dumps(row) + "\n")
 
     def rows(self, name: str) -> list[dict]:
-        """The lines of a .jsonl file, without those that are torn or not of this trainer."""
+        """The rows of a .jsonl file; lines that are torn or not written by this trainer are left out."""
         return [row for line in self.lines(name) if (row := parsed(line, FIELDS[name]))]
 
     def lines(self, name: str) -> list[bytes]:

@@ -21,7 +21,7 @@ SWEEPS = ("steps", "guidance", "shift")
 PARTS = ("headline", "cas", *SWEEPS)
 STEPS = (1, 2, 3, 4, 8, 16, 20, 32)
 SCALES = (0.0, 0.5, 0.9, 1.0, 1.1, 1.15, 1.25, 1.5, 2.0)
-SHIFTS, SHIFT_STEPS = (1.0, 2.5), (2, 4, 8)  # beside the shift of the weights
+SHIFTS, SHIFT_STEPS = (1.0, 2.5), (2, 4, 8)  # besides the shift of the weights
 MOST = 10_000  # digits, as many as the real test set has
 SWEEP_COUNT, CAS_COUNT = {"cuda": 10_000, "other": 2_000}, {"cuda": 60_000, "other": 10_000}  # digits
 BLANKS = 50  # black images, and white ones
@@ -94,7 +94,7 @@ class Evaluation:
         self.drawn = {}  # digits by their drawing: CAS may reuse those of the headline
 
     def row(self, part: str, measure: Callable, fresh: bool = False, **changed) -> dict:
-        """The row with what is `changed` in the drawing: the saved one, or drawn, measured and saved now."""
+        """The saved row with what is `changed` in the drawing; a missing one is drawn, measured and saved now."""
         drawing = {**self.drawing, **changed}
         drawing["count"] = min(drawing["count"], self.samples.available)
         notes = self.reference.notes
@@ -165,8 +165,7 @@ class Evaluation:
         plots.sweep(self.out / f"{over}.png", name, rows)
 
     def run(self, parts: list[str], count: int | None = None, fresh_headline: bool = False) -> None:
-        """Measure these of `PARTS`, in that order; `count` digits each, by default as many as the device draws in
-        reasonable time."""
+        """Measure some of `PARTS` in their order, with `count` digits each; the default depends on the device."""
         where = "cuda" if self.reference.device.type == "cuda" else "other"
         for part in parts:
             if part == "headline":
@@ -178,7 +177,7 @@ class Evaluation:
 
 
 def drawing_of(samples: GeneratedSamples | FileSamples, count: int, seed: int = 0, **asked) -> dict:
-    """The settings of a drawing: the sampling defaults of the weights with what is asked for; None each for a file."""
+    """The settings of a drawing: the weights' sampling defaults, updated by what is asked for; None for a file's."""
     none = dict.fromkeys(("steps", "guidance", "time_shift"))
     sampling = asdict(samples.sampling.updated(**asked)) if samples.sampling else none
     return {"count": count, "seed": seed, **sampling}

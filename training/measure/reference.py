@@ -40,7 +40,7 @@ class Reference:
         self.real_metrics = {}  # by count
 
     def compare(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
-        """Metrics of digits `[N, 28, 28]`, and those of as many real ones.
+        """The metrics of digits `[N, 28, 28]`, and those of the same number of real ones.
 
         The real ones are test digits against the training set, and for `fd_test` training digits against the test set.
         """
@@ -68,7 +68,7 @@ class Reference:
         return self.real_metrics[count]
 
     def doubt(self, pixels: torch.Tensor, labels: torch.Tensor) -> str:
-        """What digits `[N, 28, 28]` look like that are not what their labels say; "" where most of them are."""
+        """What seems to be wrong with digits `[N, 28, 28]`; "" where most of them are what their labels say."""
 
         def right(change) -> float:
             return extractor.accuracy(

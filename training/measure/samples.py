@@ -17,7 +17,7 @@ FEWEST = 256  # digits; fewer than twice the 128 features measure nothing
 
 
 class GeneratedSamples:
-    """Digits drawn by weights, as many and with whatever sampling configuration is asked for."""
+    """Digits drawn by weights on request, in any number and with any sampling configuration."""
 
     def __init__(self, where: str | None, device: torch.device):
         where = where or os.environ.get("WEIGHTS") or str(weights.BUNDLED)
@@ -39,7 +39,7 @@ class GeneratedSamples:
         return self.draw(labels, seed, **sampling), labels
 
     def blanks(self, count: int, seed: int, **sampling) -> tuple[torch.Tensor, torch.Tensor]:
-        """`count` black and as many white images, and their labels; none where the network has no such classes."""
+        """`count` black and `count` white images, and their labels; none if the network has no such classes."""
         count = count if self.network.null_label > images.WHITE else 0
         labels = torch.tensor([images.BLACK, images.WHITE]).repeat(count)
         return self.draw(labels, seed, **sampling), labels

@@ -118,8 +118,8 @@ class Batches:
         null_label: int,
         seed: int,
         device: torch.device,
-        rank=0,
-        world=1,
+        rank: int = 0,
+        world: int = 1,
     ):
         if batch > len(pixels):
             raise ValueError(f"batch {batch} is larger than the data set of {len(pixels)} images")
@@ -127,13 +127,8 @@ class Batches:
             raise ValueError(f"batch {batch} is not divisible by the {world} processes")
         self.local_slice = slice(rank * batch // world, (rank + 1) * batch // world)
         self.pixels, self.labels = pixels.to(device), labels.to(device)
-        self.batch, self.label_drop, self.null_label, self.seed, self.device = (
-            batch,
-            label_drop,
-            null_label,
-            seed,
-            device,
-        )
+        self.batch, self.label_drop, self.null_label = batch, label_drop, null_label
+        self.seed, self.device = seed, device
         self.epoch, self.order = None, None
 
     @property

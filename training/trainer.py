@@ -49,11 +49,7 @@ class Trainer:
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.initialized_from = initial and initial.metrics.get("training")
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.lr,
-            betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
+            self.network.parameters(), config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
         self.step, self.seconds = 0, 0.0
         self.loss_sum = torch.zeros((), device=self.device)  # since the last log line

@@ -25,10 +25,11 @@
         Object.assign(context, {lineCap: "round", lineJoin: "round"});
         context.fillRect(0, 0, context.canvas.width, context.canvas.height);
         for (const stroke of strokes) {
-            const [first, ...rest] = stroke.map(point => point.map((place, axis) => place * scale + shift[axis]));
+            const [[x, y], ...rest] = stroke.map(point => point.map((place, axis) => place * scale + shift[axis]));
             context.beginPath();
-            context.moveTo(...first);
-            for (const point of rest.length ? rest : [first]) context.lineTo(...point); // one point makes a dot
+            context.moveTo(x, y);
+            context.lineTo(x + 0.01, y); // a canvas draws no line without length, and one point shall be a dot
+            for (const point of rest) context.lineTo(...point);
             context.stroke();
         }
     }

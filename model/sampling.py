@@ -217,8 +217,10 @@ def finish(
     class (after SDEdit, Meng et al., arXiv 2108.01073). A `t` of 0 keeps the sketch, 1 forgets it.
 
     Each step is as large as in a whole drawing of `sampling.steps`, so there are fewer: as many as the film has.
-    Raises ValueError for a time outside [0, 1].
+    Raises ValueError for an empty sketch and for a time outside [0, 1].
     """
+    if not pixels.any():
+        raise ValueError("the sketch is empty; draw something first")
     t = check.number("noise", t, 0, 1)
     image = images.to_model(pixels.unsqueeze(0), network.pixel_mean, network.pixel_std)
     x, _ = flow.path(image, flow.noise([seed]), torch.tensor([t]))

@@ -1,8 +1,8 @@
 // A drawing from noise to digit: <digit-film> plays and scrubs one digit, <digit-row> several at the same time.
 // The data are a film: {digits, seeds, steps, guidance, time_shift, times [S + 1] and, as uint8 [S + 1, N, 28, 28],
-// `noisy` (x_t) and `predicted` (x_t − t·v); `velocity` [S, N, 28, 28] may be absent}. A film that is still being
-// drawn has the number of its finished states in `count`; one that is no plain digit of a seed says in `about` what it
-// shows, and without `seeds` its pictures are no links.
+// `noisy` (x_t) and `predicted` (x_t − t·v; a row does without); `velocity` [S, N, 28, 28] may be absent}. A film that
+// is still being drawn has the number of its finished states in `count`. Digits that no link opens have no `seeds` but
+// `about`: "what they show: how they were drawn".
 
 {
     const SIZE = 28, AREA = SIZE ** 2, FRAMES = 9, GIF_FRAMES = 24, PLAYING_TIME = 1500; // milliseconds
@@ -42,6 +42,9 @@
         return `${what}, drawn in ${steps} step${steps === 1 ? "" : "s"} from the noise of seed ${seed}`;
     }
 
+    // What digits without a link show, in their own words.
+    const subject = about => about.split(": ")[0];
+
     // What a picture shows and how it was drawn, for its comment; as `SamplingConfig.recipe`.
     function recipe({digits, seeds, steps, guidance, time_shift, about}) {
         if (about) return about;
@@ -50,7 +53,7 @@
     }
 
     // The name of a file without its suffix: 7-seed67.
-    const fileName = ({digits, seeds}) => `${digits.join("")}${seeds ? `-seed${seeds[0]}` : ""}`;
+    const fileName = ({digits, seeds}) => seeds ? `${digits.join("")}-seed${seeds[0]}` : [...new Set(digits)].join("-");
 
     // ---- parts of a page
 
@@ -121,6 +124,10 @@
 
     // ---- the player
 
+    // Whether two films have the same recipe and the same pictures.
+    const same = (film, other) => other && recipe(film) === recipe(other) && film.noisy.length === other.noisy.length
+        && film.noisy.every((grey, i) => grey === other.noisy[i]);
+
     const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
     // A film with a play button and a time slider; subclasses lay it out and draw one of its states.
@@ -156,11 +163,12 @@
         // A new digit plays once by itself; of a digit that was there, with other steps or guidance, the same moment is
         // shown. Set the same film again when it has more states; it is followed if nothing else is there to be shown.
         set film(film) {
-            const digit = JSON.stringify([film.digits, film.seeds, film.about]), memory = this.memory;
+            const digit = JSON.stringify([film.digits, film.seeds ?? subject(film.about)]), memory = this.memory;
             const last = film.times.length - 1, count = film.count ?? last + 1, whole = count > last;
             const more = this.#film?.noisy === film.noisy, noiseAlone = this.#film && this.count <= 1;
             const inPlace = memory.digit === digit && !noiseAlone;
             if (!more && !whole && this.#film && (inPlace || calm())) return; // what is there stays for now
+            if (!more && whole && same(film, this.#film)) return; // it may be playing
             this.#film = film;
             if (!more) {
                 this.#stop();
@@ -294,8 +302,8 @@
         build(film) {
             if (!this.large) this.#lay();
             const last = film.times.length - 1, few = spaced(FRAMES, last);
-            this.large.setAttribute("aria-label", film.about ??
-                alt({...film, digit: film.digits[0], seed: film.seeds[0]}));
+            this.large.setAttribute("aria-label", film.seeds
+                ? alt({...film, digit: film.digits[0], seed: film.seeds[0]}) : subject(film.about));
             this.frames = few.map((index, column) => {
                 const t = film.times[index].toFixed(2), rows = {};
                 const frame = make("button", {
@@ -391,12 +399,13 @@
     class DigitRow extends Player {
         build(film) {
             if (!this.cells) {
-                this.cells = make("div", {className: "digits-cells"});
+                this.cells = make("div", {className: "digits-cells", role: "group"});
                 this.settle = walk(this.cells);
                 const saves = make("div", {className: "digits-saves"}, ...this.saves());
                 this.replaceChildren(this.cells, this.player, saves);
             }
             const captions = JSON.parse(this.getAttribute("captions") ?? "[]"), count = film.digits.length;
+            this.cells.setAttribute("aria-label", film.seeds ? film.digits.join("") : subject(film.about));
             this.cells.style.setProperty("--columns", count);
             this.cells.style.setProperty("--few", count > 8 ? Math.ceil(count / 2) : count);
             this.canvases = [];

@@ -179,6 +179,7 @@
                 if (!inPlace) memory.t = 0;
             }
             this.grown(film, count);
+            for (const button of this.files.children) button.disabled = !whole;
             if (more || !whole) {
                 if (this.#following && (!more || whole || !calm())) this.#show(Math.max(count - 1, 0));
                 this.#following &&= !whole;
@@ -250,9 +251,8 @@
             this.draw(this.#film, index);
         }
 
-        // Play button and time slider, made once.
-        get player() {
-            if (this.slider) return this.playerPart;
+        // Play button and time slider.
+        player() {
             this.playButton = button("", () => this.#frame ? this.pause() : this.play());
             this.playButton.classList.add("digits-play");
             this.slider = make("input", {
@@ -260,32 +260,36 @@
                 oninput: () => this.scrub(+this.slider.value),
             });
             this.time = make("span", {className: "digits-t", "aria-hidden": "true"});
-            this.playerPart = make("div", {className: "digits-player"}, this.playButton, this.slider, this.time);
             this.#label();
-            return this.playerPart;
+            return make("div", {className: "digits-player"}, this.playButton, this.slider, this.time);
+        }
+
+        // The buttons that save the digits and the animation.
+        saves() {
+            const scale = (one, widest) => {
+                const count = this.#film.digits.length;
+                return count > 1 ? Math.max(2, Math.min(one, Math.floor(widest / (30 * count + 2)))) : one;
+            };
+            const picture = async () => {
+                const film = this.#film, options = {scale: scale(16, 2000), comment: recipe(film)};
+                const file = await digits.png(this.state("noisy", this.count - 1), film.digits.length, options);
+                digits.save(file, `${fileName(film)}.png`);
+            };
+            const animation = () => {
+                const film = this.#film, few = spaced(GIF_FRAMES, this.count - 1);
+                const frames = few.map(index => this.state("noisy", index));
+                const file = digits.gif(frames, film.digits.length, {scale: scale(12, 900)});
+                digits.save(file, `${fileName(film)}.gif`);
+            };
+            this.files = make("div", {className: "digits-saves"},
+                button("Save picture", picture), button("Save animation", animation));
+            return this.files;
         }
 
         // The images [N, 28, 28] of a state.
         state(row, index) {
             const size = this.#film.digits.length * AREA;
             return this.#film[row].subarray(index * size, (index + 1) * size);
-        }
-
-        // The buttons that save the pictures and the animation that are there so far.
-        saves() {
-            const film = () => this.#film, count = () => film().digits.length;
-            const scale = widest => Math.max(2, Math.min(16, Math.floor(widest / (30 * count() + 2))));
-            const picture = async () => {
-                const options = {scale: count() > 1 ? scale(2000) : 16, comment: recipe(film())};
-                digits.save(await digits.png(this.state("noisy", this.count - 1), count(), options),
-                    `${fileName(film())}.png`);
-            };
-            const animation = () => {
-                const frames = spaced(GIF_FRAMES, this.count - 1).map(index => this.state("noisy", index));
-                const options = {scale: count() > 1 ? scale(900) : 12};
-                digits.save(digits.gif(frames, count(), options), `${fileName(film())}.gif`);
-            };
-            return [button("Save picture", picture), button("Save animation", animation)];
         }
     }
 
@@ -294,8 +298,8 @@
     // The rows of the film strip: what they show, in words and as a formula.
     const ROWS = {
         noisy: ["From noise to digit", "xₜ"],
-        predicted: ["What the network predicts at that moment", "xₜ − t·v"],
-        velocity: ["The velocity it computes: where to lighten or darken, grey for nothing", "v"],
+        predicted: ["The image predicted at that moment", "xₜ − t·v"],
+        velocity: ["Velocity: dark gets brighter, bright darker", "v"],
     };
 
     class DigitFilm extends Player {
@@ -338,8 +342,7 @@
             const guess = make("div", {className: "digits-guess"}, this.guess, make("p", {}, "predicted from it"));
             this.replaceChildren(
                 make("div", {className: "digits-stage"}, this.large, guess),
-                this.player, this.caption, this.strip, this.velocitySwitch,
-                make("div", {className: "digits-saves"}, ...this.saves()),
+                this.player(), this.caption, this.strip, this.velocitySwitch, this.saves(),
             );
         }
 
@@ -383,7 +386,7 @@
             const now = index > 0 ? `After ${index} of ${steps}.`
                 : film.times[0] === 1 ? "Pure noise." : "The start: an image under noise.";
             return this.count > last && this.#near(index)
-                ? `${now} What the network predicts from it is already close to the finished ${noun}.`
+                ? `${now} The prediction is already close to the finished ${noun}.`
                 : `${now} Beside it, what the network predicts from it.`;
         }
 
@@ -401,8 +404,7 @@
             if (!this.cells) {
                 this.cells = make("div", {className: "digits-cells", role: "group"});
                 this.settle = walk(this.cells);
-                const saves = make("div", {className: "digits-saves"}, ...this.saves());
-                this.replaceChildren(this.cells, this.player, saves);
+                this.replaceChildren(this.cells, this.player(), this.saves());
             }
             const captions = JSON.parse(this.getAttribute("captions") ?? "[]"), count = film.digits.length;
             this.cells.setAttribute("aria-label", film.seeds ? film.digits.join("") : subject(film.about));

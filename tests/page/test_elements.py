@@ -277,7 +277,11 @@ def grow(page, film: dict, count: int) -> list[int]:
 def test_a_film_that_is_still_drawn_is_followed(visit, draw):
     page, film = visit(), draw("7", 67, 8)
     put(page, '<digit-film id="shown"></digit-film>')
-    assert [grow(page, film, count) for count in (1, 2, 5, 9)] == [[0], [1], [4], [8]]
+    save = page.get_by_role("button", name="Save picture")
+    assert grow(page, film, 1) == [0]
+    assert save.is_disabled()
+    assert [grow(page, film, count) for count in (2, 5, 9)] == [[1], [4], [8]]
+    assert save.is_enabled()
     # Steps are dragged: the finished digit stays until the next one is whole.
     dragged = draw("7", 67, 4)
     assert [grow(page, dragged, count) for count in (1, 3, 5)] == [[], [], [4]]

@@ -194,7 +194,7 @@
 
         update() {
             const {digits: [digit], seeds, dots, runs} = this.data;
-            this.bytes = runs.map(run => bytes(run.pixels));
+            this.pixels = runs.map(run => bytes(run.pixels));
             this.memory.run = Math.min(this.memory.run ?? Infinity, runs.length - 1);
             this.memory.path = Math.min(this.memory.path ?? 0, seeds.length - 1);
             const points = [...dots, ...runs.flatMap(run => [...run.path, ...run.aims].flat())];
@@ -216,7 +216,7 @@
             this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
             this.ends.replaceChildren(...this.order.map(k => make("button", {
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
-                onmouseenter: () => this.pick(k),
+                onmousemove: () => this.pick(k),
             }, canvas(""))));
             this.choose(this.memory.run);
         }
@@ -241,11 +241,12 @@
                 + `${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
                 + `<span style="left: 0">noise</span><span style="left: ${this.middle}%">real ${digit}s</span>`;
             for (const part of this.map.querySelectorAll(".why-path")) {
-                part.onmouseenter = part.onclick = () => this.pick(+part.dataset.path);
+                // not mouseenter, which also comes when a new map is drawn below a mouse at rest
+                part.onmousemove = part.onclick = () => this.pick(+part.dataset.path);
             }
             this.order.forEach((k, i) => {
                 const end = this.ends.children[i];
-                paint(end.firstChild, image(this.bytes[run], k));
+                paint(end.firstChild, image(this.pixels[run], k));
                 end.setAttribute("aria-label", `${digits.alt({digit, seed: seeds[k], steps})}`);
             });
             [...this.stepButtons.children].forEach((one, i) => one.setAttribute("aria-pressed", i === run));
@@ -257,13 +258,15 @@
                 20: `In 20 steps. The network looks again and again and corrects the course a little each time: every `
                     + `noise finds a ${digit} of its own.`,
             }[steps];
+            this.picked = null;
             this.pick(this.memory.path);
         }
 
         // Stress a path: its digit is shown large, and dashed, where the arrows led at each of its stops.
         pick(k) {
+            if (this.picked === k) return;
             const {memory, data} = this, {digits: [digit], seeds, runs} = data, {steps, path, aims} = runs[memory.run];
-            memory.path = k;
+            memory.path = this.picked = k;
             for (const part of this.map.querySelectorAll(".why-path")) {
                 const chosen = +part.dataset.path === k;
                 part.toggleAttribute("data-chosen", chosen);
@@ -276,7 +279,7 @@
                 this.ends.children[i].setAttribute("aria-pressed", one === k);
                 this.ends.children[i].tabIndex = one === k ? 0 : -1;
             });
-            paint(this.end, image(this.bytes[memory.run], k));
+            paint(this.end, image(this.pixels[memory.run], k));
             this.end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps}));
         }
     }
@@ -344,8 +347,7 @@
             row.isNew = false;
             const made = make("div", {className: "why-style", role: "group", "aria-label": `Ten digits of seed ${seed}`},
                 noise, make("span", {"aria-hidden": "true"}, "→"), ...cells);
-            digits.walk(made);
-            digits.oneStop(made);
+            digits.walk(made)();
             return made;
         }
     }

@@ -54,7 +54,7 @@
 
     // ---- parts of a page
 
-    // An element with properties (and attributes, where a name has a hyphen or is `role`) and children.
+    // An element with properties (attributes, where a name has a hyphen or is `role`) and children.
     function make(tag, properties = {}, ...children) {
         const made = document.createElement(tag);
         for (const [name, value] of Object.entries(properties)) {
@@ -67,8 +67,8 @@
 
     // A canvas of one image; `text` is what a screen reader says.
     function canvas(text, name = "") {
-        const words = text ? {role: "img", "aria-label": text} : {"aria-hidden": "true"};
-        return make("canvas", {className: `digits-pixels ${name}`, width: SIZE, height: SIZE, ...words});
+        const spoken = text ? {role: "img", "aria-label": text} : {"aria-hidden": "true"};
+        return make("canvas", {className: `digits-pixels ${name}`, width: SIZE, height: SIZE, ...spoken});
     }
 
     function paint(canvas, pixels) {
@@ -89,8 +89,8 @@
         return made;
     }
 
-    // Make the links in a grid one stop of the Tab key; arrow keys, Home and End move between them. Call what it returns
-    // whenever the links have changed.
+    // Make the links in a grid one stop of the Tab key; arrow keys, Home and End move between them. Call what it
+    // returns whenever the links have changed.
     function walk(grid) {
         let stop;
         const links = () => [...grid.querySelectorAll("a")];
@@ -296,12 +296,13 @@
             const last = film.times.length - 1, few = spaced(FRAMES, last);
             this.large.setAttribute("aria-label", film.about ??
                 alt({...film, digit: film.digits[0], seed: film.seeds[0]}));
-            this.frames = few.map(index => {
+            this.frames = few.map((index, column) => {
                 const t = film.times[index].toFixed(2), rows = {};
                 const frame = make("button", {
                     type: "button", className: "digits-frame", tabIndex: -1, onclick: () => this.scrub(index),
                     "aria-label": `Show t = ${t}`,
                 });
+                frame.style.gridColumn = column + 1; // over the titles, which span all columns
                 for (const row of Object.keys(ROWS)) frame.append(rows[row] = canvas("", `digits-${row}`));
                 frame.append(make("span", {}, t));
                 return {index, frame, rows, painted: false};

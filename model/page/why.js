@@ -7,7 +7,9 @@
     const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
     const image = (data, i) => data.subarray(i * AREA, (i + 1) * AREA);
     const isDigit = name => /^\d$/.test(name);
-    const named = name => isDigit(name) ? `${name === "8" ? "an" : "a"} ${name}` : `the ${digits.named(name)}`;
+    // What was asked for, in a sentence: a 7, a black image.
+    const named = ({digits: [name], guidance}) => guidance === 0 ? "an image of any class"
+        : `${name === "8" ? "an" : "a"} ${digits.named(name)}`;
     const inSteps = count => `${count} step${count === 1 ? "" : "s"}`;
 
     // What outlives an element whose HTML is replaced, by its id.
@@ -67,10 +69,11 @@
                     figure(this.aim, "Where the arrows lead"),
                     make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
                 this.caption,
-                make("details", {}, make("summary", {}, "More exactly"), make("p", {}, "“Where the arrows lead” is the "
-                    + "picture that would come out if every pixel followed its present arrow to the very end. From the "
-                    + "second step on, a step also takes into account how the arrows have changed since the last one, "
-                    + "as one leans into a bend; only the last step follows its arrows alone again.")),
+                make("details", {}, make("summary", {}, "More exactly"), make("p", {},
+                    "“Where the arrows lead” is the picture that would come out if every pixel followed its present "
+                    + "arrow to the very end. From the second step on, a step also takes into account how the arrows "
+                    + "have changed since the last one, as one leans into a bend; only the last step follows its arrows "
+                    + "alone again.")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -80,9 +83,9 @@
             const which = JSON.stringify([digit, seeds, steps, guidance]);
             if (this.memory.which !== which) Object.assign(this.memory, {which, i: 0});
             this.last = (count ?? times.length) - 1;
-            this.words.textContent = `It begins with noise, like the snow on an old television. Asked for ${named(digit)}, `
-                + `the network predicts an arrow for every pixel: brighter or darker, and how strongly. One step moves `
-                + `every pixel a little along its arrow; then the network looks again.`;
+            this.words.textContent = `It begins with noise, like the snow on an old television. Asked for `
+                + `${named(this.data)}, the network predicts an arrow for every pixel: brighter or darker, and how `
+                + `strongly. One step moves every pixel a little along its arrow; then the network looks again.`;
             this.go(Math.min(this.memory.i, this.last));
         }
 
@@ -103,18 +106,18 @@
         }
 
         #words(i) {
-            const {digits: [digit], steps} = this.data, name = named(digit);
+            const {digits: [digit], guidance, steps} = this.data, name = named(this.data);
+            const plain = isDigit(digit) && guidance > 0;
             if (i === steps) {
                 return steps === 1 ? "Done, in one big step. There was no second look, so the picture is blurred."
                     : `Done: in ${steps} steps the noise has become ${name}. Every step began with a fresh look.`;
             }
             if (i > 0) {
                 return `After ${i} of ${inSteps(steps)}. The network has looked again and set new arrows`
-                    + `${isDigit(digit) ? `; they lead to a clearer ${digit} than those at the start.` : "."}`;
+                    + `${plain ? `; they lead to a clearer ${digit} than those at the start.` : "."}`;
             }
-            return isDigit(digit)
-                ? `Pure noise. Even so, the arrows already lead to ${name}, if a blurred one: so many are still possible.`
-                : `Pure noise. Even so, the arrows already lead to ${name}.`;
+            return plain ? `Pure noise. Even so, the arrows already lead to ${name}, but a blurred one: so many are still `
+                + `possible.` : "Pure noise, and an arrow for every pixel.";
         }
 
         // A triangle per pixel, up for brighter, as large as the change.
@@ -206,13 +209,15 @@
             this.height = Math.round((top - bottom) * scale + 2 * MARGIN);
             this.style.setProperty("--why-ratio", this.height / WIDTH);
             this.place = point => [point[0] - left, top - point[1]].map(away => (MARGIN + away * scale).toFixed(1));
-            this.middle = Math.round(100 / WIDTH * this.place([dots.reduce((sum, [x]) => sum + x, 0) / dots.length, 0])[0]);
+            const average = dots.reduce((sum, [x]) => sum + x, 0) / dots.length;
+            this.middle = Math.round(100 / WIDTH * this.place([average, 0])[0]); // of the dots, in percent
             const height = k => runs.at(-1).path.at(-1)[k][1];
             this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
             this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close together. `
                 + `Each line leads from one noise to a digit, with a stop after every step.`;
-            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. The map keeps two numbers of the 784 pixels. To the right it goes from noise to the `
-                + `average ${digit}, up and down in the direction in which real ${digit}s differ most.`;
+            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. The map flattens 784 `
+                + `pixels to two numbers: to the right it goes from noise to the average ${digit}, and up and down lies `
+                + `what differs most among real ${digit}s.`;
             this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
             this.ends.replaceChildren(...this.order.map(k => make("button", {
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
@@ -224,7 +229,7 @@
         // Show the paths of a run.
         choose(run) {
             this.memory.run = run;
-            const {digits: [digit], seeds, dots, runs} = this.data, {steps, path} = runs[run];
+            const {digits: [digit], seeds, guidance, dots, runs} = this.data, {steps, path} = runs[run];
             const circle = (point, radius) => {
                 const [x, y] = this.place(point);
                 return `<circle cx="${x}" cy="${y}" r="${radius}"/>`;
@@ -236,9 +241,9 @@
                 return `<g class="why-path" data-path="${k}"><g class="why-aims"></g>${line("why-hit")}`
                     + `${line("why-line")}${stops}</g>`;
             });
-            this.map.innerHTML = `<svg viewBox="0 0 ${WIDTH} ${this.height}" role="img" aria-label="${seeds.length} paths from `
-                + `noise to ${named(digit)}, in ${inSteps(steps)}"><g class="why-dots">`
-                + `${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
+            const text = `${seeds.length} paths from noise to ${named(this.data)}, in ${inSteps(steps)}`;
+            this.map.innerHTML = `<svg viewBox="0 0 ${WIDTH} ${this.height}" role="img" aria-label="${text}">`
+                + `<g class="why-dots">${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
                 + `<span style="left: 0">noise</span><span style="left: ${this.middle}%">real ${digit}s</span>`;
             for (const part of this.map.querySelectorAll(".why-path")) {
                 // not mouseenter, which also comes when a new map is drawn below a mouse at rest
@@ -247,10 +252,11 @@
             this.order.forEach((k, i) => {
                 const end = this.ends.children[i];
                 paint(end.firstChild, image(this.pixels[run], k));
-                end.setAttribute("aria-label", `${digits.alt({digit, seed: seeds[k], steps})}`);
+                end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
             });
             [...this.stepButtons.children].forEach((one, i) => one.setAttribute("aria-pressed", i === run));
-            this.caption.textContent = {
+            this.caption.textContent = guidance === 0
+                ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any." : {
                 1: `In one step. In pure noise every ${digit} is still possible, so the arrows point to the average of `
                     + `all: a blur, and nearly the same for every noise.`,
                 4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `
@@ -265,7 +271,8 @@
         // Stress a path: its digit is shown large, and dashed, where the arrows led at each of its stops.
         pick(k) {
             if (this.picked === k) return;
-            const {memory, data} = this, {digits: [digit], seeds, runs} = data, {steps, path, aims} = runs[memory.run];
+            const {memory, data: {digits: [digit], seeds, guidance, runs}} = this;
+            const {steps, path, aims} = runs[memory.run];
             memory.path = this.picked = k;
             for (const part of this.map.querySelectorAll(".why-path")) {
                 const chosen = +part.dataset.path === k;
@@ -280,7 +287,7 @@
                 this.ends.children[i].tabIndex = one === k ? 0 : -1;
             });
             paint(this.end, image(this.pixels[memory.run], k));
-            this.end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps}));
+            this.end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
         }
     }
 
@@ -305,8 +312,8 @@
             });
             this.append(
                 make("h3", {}, "One noise, ten digits"),
-                make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much of "
-                    + "the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
+                make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much "
+                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
                 this.rows,
                 make("div", {className: "why-buttons"}, another),
             );
@@ -345,7 +352,8 @@
             paint(noise, state(0, places[0]));
             emerge(row.isNew && !calm() ? 0 : last);
             row.isNew = false;
-            const made = make("div", {className: "why-style", role: "group", "aria-label": `Ten digits of seed ${seed}`},
+            const label = `The noise of seed ${seed} as ${cells.length} digits`;
+            const made = make("div", {className: "why-style", role: "group", "aria-label": label},
                 noise, make("span", {"aria-hidden": "true"}, "→"), ...cells);
             digits.walk(made)();
             return made;

@@ -73,9 +73,10 @@ def opened(chromium):
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
+        style, scripts = SOURCES["elements.css"] + SOURCES["why.css"], (SOURCES["film.js"], SOURCES["why.js"])
         page.set_content(
-            f"<!doctype html><style>body {{ margin: 16px }} {SOURCES['elements.css']} {SOURCES['why.css']}</style><body>{content}</body>"
-            f"<script>{SOURCES['film.js']}</script><script>{SOURCES['why.js']}</script>"
+            f"<!doctype html><style>body {{ margin: 16px }} {style}</style><body>{content}"
+            + "".join(f"<script>{script}</script>" for script in scripts)
         )
         return page
 

@@ -72,8 +72,8 @@
                 make("details", {}, make("summary", {}, "More exactly"), make("p", {},
                     "“Where the arrows lead” is the picture that would come out if every pixel followed its present "
                     + "arrow to the very end. From the second step on, a step also takes into account how the arrows "
-                    + "have changed since the last one, as one leans into a bend; only the last step follows its arrows "
-                    + "alone again.")),
+                    + "have changed since the last one, as one leans into a bend; only the last step follows its "
+                    + "arrows alone again.")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -116,8 +116,9 @@
                 return `After ${i} of ${inSteps(steps)}. The network has looked again and set new arrows`
                     + `${plain ? `; they lead to a clearer ${digit} than those at the start.` : "."}`;
             }
-            return plain ? `Pure noise. Even so, the arrows already lead to ${name}, but a blurred one: so many are still `
-                + `possible.` : "Pure noise, and an arrow for every pixel.";
+            return plain
+                ? `Pure noise. Even so, the arrows already lead to ${name}, but a blurred one: many are still possible.`
+                : "Pure noise, and an arrow for every pixel.";
         }
 
         // A triangle per pixel, up for brighter, as large as the change.
@@ -213,11 +214,11 @@
             this.middle = Math.round(100 / WIDTH * this.place([average, 0])[0]); // of the dots, in percent
             const height = k => runs.at(-1).path.at(-1)[k][1];
             this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
-            this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close together. `
-                + `Each line leads from one noise to a digit, with a stop after every step.`;
-            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. The map flattens 784 `
-                + `pixels to two numbers: to the right it goes from noise to the average ${digit}, and up and down lies `
-                + `what differs most among real ${digit}s.`;
+            this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
+                + `together. Each line leads from one noise to a digit, with a stop after every step.`;
+            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. The map flattens `
+                + `784 pixels to two numbers: to the right it goes from noise to the average ${digit}, and up and down `
+                + `lies what differs most among real ${digit}s.`;
             this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
             this.ends.replaceChildren(...this.order.map(k => make("button", {
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),

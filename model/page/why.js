@@ -125,7 +125,7 @@
         #drawArrows() {
             const {field, data, memory: {i}} = this, side = Math.round(field.clientWidth * devicePixelRatio);
             field.width = field.height = side;
-            if (i === data.steps || !side) return;
+            if (i === data.steps || !side || !data.velocity) return;
             const context = field.getContext("2d"), size = side / 28, style = getComputedStyle(this);
             image(data.velocity, i).forEach((value, place) => {
                 const change = (128 - value) / 128; // v is noise − image, so a step adds its opposite
@@ -314,7 +314,8 @@
             this.append(
                 make("h3", {}, "One noise, ten digits"),
                 make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much "
-                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
+                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright. "
+                    + "Compare it with another one."),
                 this.rows,
                 make("div", {className: "why-buttons"}, another),
             );

@@ -70,10 +70,11 @@
                     make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
                 this.caption,
                 make("details", {}, make("summary", {}, "More exactly"), make("p", {},
-                    "“Where the arrows lead” is the picture that would come out if every pixel followed its present "
-                    + "arrow to the very end. From the second step on, a step also takes into account how the arrows "
-                    + "have changed since the last one, as one leans into a bend; only the last step follows its "
-                    + "arrows alone again.")),
+                    "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time t′ "
+                    + "after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. They "
+                    + "lead to x − t·v, where every pixel would be that followed its arrow to the end. From the second "
+                    + "step on, v is corrected by how it has changed since the step before, as one leans into a bend; "
+                    + "only the last step goes straight again.")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -263,7 +264,7 @@
                 4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `
                     + `${digit}. But few straight pieces follow a curve only roughly, and strokes may break.`,
                 20: `In 20 steps. The network looks again and again and corrects the course a little each time: every `
-                    + `noise finds a ${digit} of its own.`,
+                    + `noise finds ${named(this.data)} of its own.`,
             }[steps];
             this.picked = null;
             this.pick(this.memory.path);

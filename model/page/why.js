@@ -70,11 +70,11 @@
                     make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
                 this.caption,
                 make("details", {}, make("summary", {}, "More exactly"), make("p", {},
-                    "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time t′ "
-                    + "after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. They "
-                    + "lead to x − t·v, where every pixel would be that followed its arrow to the end. From the second "
-                    + "step on, v is corrected by how it has changed since the step before, as one leans into a bend; "
-                    + "only the last step goes straight again.")),
+                    "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time "
+                    + "t′ after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. "
+                    + "They lead to x − t·v, where every pixel would be that followed its arrow to the end. From the "
+                    + "second step on, v is corrected by how it has changed since the step before, as one leans into a "
+                    + "bend; only the last step goes straight again.")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -101,8 +101,11 @@
             const after = `after ${i} of ${inSteps(this.data.steps)}`;
             this.now.setAttribute("aria-label", `The picture ${after}`);
             this.aim.setAttribute("aria-label", `Where the arrows lead, ${after}`);
+            const all = [this.stepButton, this.restButton, this.resetButton];
+            const focused = all.find(one => one === document.activeElement);
             this.stepButton.disabled = this.restButton.disabled = i >= this.last;
             this.resetButton.disabled = i === 0;
+            if (focused?.disabled) all.find(one => !one.disabled)?.focus();
             this.caption.textContent = this.#words(i);
         }
 

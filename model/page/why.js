@@ -17,7 +17,7 @@
 
     // An element that is built once and then shows the data of its attribute or property.
     class Scene extends HTMLElement {
-        attributeChangedCallback(_, before, text) {
+        attributeChangedCallback(_name, _before, text) {
             if (text) this.show(digits.film(text));
         }
 
@@ -113,8 +113,9 @@
             const {digits: [digit], guidance, steps} = this.data, name = named(this.data);
             const plain = isDigit(digit) && guidance > 0;
             if (i === steps) {
-                return steps === 1 ? "Done, in one big step. There was no second look, so the picture is blurred."
-                    : `Done: in ${steps} steps the noise has become ${name}. Every step began with a fresh look.`;
+                return steps === 1 && plain
+                    ? "Done, in one big step. There was no second look, so the picture is blurred."
+                    : `Done: in ${inSteps(steps)} the noise has become ${name}. Every step began with a fresh look.`;
             }
             if (i > 0) {
                 return `After ${i} of ${inSteps(steps)}. The network has looked again and set new arrows`

@@ -7,7 +7,8 @@ export const SIZE = 28;
 const FLOAT = 4; // bytes
 const CHANNELS = 256; // of the time's sinusoidal features
 const MAX_TIMES = 50; // as many as a drawing may have steps (sampling.MAX_STEPS)
-const CHUNK = 24; // as in kernels.c: tokens whose attention scores are computed together
+const CHUNK = 28; // as in kernels.c: tokens whose attention scores are computed together
+const APART = 16; // numbers between rows of the MLP: 4096 bytes from row to row would share few lines of a cache
 const panels = (n) => Math.ceil(n / 8) * 8;
 
 /** The memory of a WebAssembly module: addresses for tensors, which stay until the module is dropped. */
@@ -136,10 +137,11 @@ class Stream {
     /** Tokens [S, D] plus the gated attention output [S, D], then plus the gated MLP; in place. */
     merge(x, attended, S, [gate, shift, scale, mlpGate], { normed, hidden }) {
         const { kernels, out, mlp } = this;
-        kernels.linear_gated(x, attended, out.weight, out.bias, S, out.n, out.k, gate);
+        kernels.linear_gated(x, attended, out.k, out.weight, out.bias, S, out.n, out.k, gate);
         kernels.modulate(normed, x, S, out.n, shift, scale);
-        kernels.linear_gelu(hidden, normed, mlp[0].weight, mlp[0].bias, S, mlp[0].n, mlp[0].k);
-        kernels.linear_gated(x, hidden, mlp[2].weight, mlp[2].bias, S, mlp[2].n, mlp[2].k, mlpGate);
+        const step = mlp[0].n + APART;
+        kernels.linear_gelu(hidden, step, normed, mlp[0].weight, mlp[0].bias, S, mlp[0].n, mlp[0].k);
+        kernels.linear_gated(x, hidden, step, mlp[2].weight, mlp[2].bias, S, mlp[2].n, mlp[2].k, mlpGate);
     }
 }
 
@@ -192,7 +194,7 @@ export class DiT {
             normed: memory.take(S * width),
             qkv: memory.take(T * (heads + 2) * headDim),
             attended: memory.take(T * width),
-            hidden: memory.take(S * 4 * width),
+            hidden: memory.take(S * (4 * width + APART)),
             attention: memory.take(panels(T) * (headDim + CHUNK) + panels(headDim) * T),
         };
     }

@@ -17,7 +17,7 @@
 #define MADD(a, b, c) wasm_f32x4_add(wasm_f32x4_mul(a, b), c)
 #endif
 
-enum { PANEL = 8, TILE = 6, CHUNK = 24 };
+enum { PANEL = 8, TILE = 4, CHUNK = 28 };
 typedef v128_t f4;
 
 INLINE f4 load(const float *p) { return wasm_v128_load(p); }
@@ -107,34 +107,35 @@ INLINE void tile(int count, float *out, int out_step, const float *x, int x_step
         finish(out + r * out_step + 4, add(high[r], load(bias + 4)), kind, gate + 4);
 }
 
-// out[rows, n] = x[rows, k] · wᵀ + bias, with w [n, k] in panels; `bias_step` 0 repeats the first 8 of `bias`.
+// out[rows, n] = x[rows, k] · wᵀ + bias, with w [n, k] in panels. Without `bias_step`, all panels have the same bias.
 INLINE void product(float *out, int out_step, const float *x, int x_step, const float *w, const float *bias,
                     int bias_step, int rows, int n, int k, int kind, const float *gate) {
-    for (int c = 0; c < n; c += PANEL, w += PANEL * k, bias += bias_step, gate += PANEL) {
+    for (int c = 0; c < n; c += PANEL, w += PANEL * k, bias += bias_step) {
         int wide = n - c > 4, r = 0;
         for (; r + TILE <= rows; r += TILE)
-            tile(TILE, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate);
-        for (; r + 2 <= rows; r += 2)
-            tile(2, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate);
+            tile(TILE, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate + c);
         for (; r < rows; r++)
-            tile(1, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate);
+            tile(1, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate + c);
     }
 }
 
+static const float zeros[PANEL];
+
 EXPORT(linear) void linear(float *out, const float *x, const float *w, const float *bias, int rows, int n, int k) {
-    product(out, n, x, k, w, bias, PANEL, rows, n, k, PLAIN, 0);
+    product(out, n, x, k, w, bias, PANEL, rows, n, k, PLAIN, zeros);
 }
 
+// The rows of `out` are `step` apart.
 EXPORT(linear_gelu)
-void linear_gelu(float *out, const float *x, const float *w, const float *bias, int rows, int n, int k) {
-    product(out, n, x, k, w, bias, PANEL, rows, n, k, GELU, 0);
+void linear_gelu(float *out, int step, const float *x, const float *w, const float *bias, int rows, int n, int k) {
+    product(out, step, x, k, w, bias, PANEL, rows, n, k, GELU, zeros);
 }
 
-// out[rows, n] += gate[n] · (x · wᵀ + bias): the residual branches.
+// out[rows, n] += gate[n] · (x · wᵀ + bias): the residual branches. The rows of `x` are `step` apart.
 EXPORT(linear_gated)
-void linear_gated(float *out, const float *x, const float *w, const float *bias, int rows, int n, int k,
+void linear_gated(float *out, const float *x, int step, const float *w, const float *bias, int rows, int n, int k,
                   const float *gate) {
-    product(out, n, x, k, w, bias, PANEL, rows, n, k, GATED, gate);
+    product(out, n, x, step, w, bias, PANEL, rows, n, k, GATED, gate);
 }
 
 // x · sigmoid(x), in place.
@@ -188,7 +189,6 @@ EXPORT(rotate) void rotate(float *qkv, const float *rotary, int rows, int row_st
 // Writes out [tokens, heads, d] from token `first` on. `space` holds (panels(tokens)·8)·(d + CHUNK) + panels(d)·8·tokens.
 EXPORT(attend)
 void attend(float *out, const float *qkv, int first, int tokens, int heads, int d, float *space) {
-    static const float zeros[PANEL];
     int row_step = (heads + 2) * d, width = heads * d, columns = panels(tokens) * PANEL;
     float *keys = space, *scores = keys + columns * d, *values = scores + columns * CHUNK;
     f4 scale = all(1 / __builtin_sqrtf(d));
@@ -197,7 +197,8 @@ void attend(float *out, const float *qkv, int first, int tokens, int heads, int 
     for (int h = 0; h < heads; h++)
         for (int token = first; token < tokens; token += CHUNK) {  // few enough that the scores stay in the cache
             int rows = tokens - token < CHUNK ? tokens - token : CHUNK;
-            product(scores, columns, qkv + token * row_step + h * d, row_step, keys, zeros, 0, rows, columns, d, PLAIN, 0);
+            product(scores, columns, qkv + token * row_step + h * d, row_step, keys, zeros, 0, rows, columns, d, PLAIN,
+                    zeros);
             for (int r = 0; r < rows; r++) {  // softmax
                 float *s = scores + r * columns;
                 for (int i = tokens; i < columns; i++) s[i] = -1e30f;  // no tokens: e^… is 0 below
@@ -213,6 +214,7 @@ void attend(float *out, const float *qkv, int first, int tokens, int heads, int 
                 f4 inverse = all(1 / lane_sum(total));
                 for (int i = 0; i < columns; i += 4) store(s + i, mul(load(s + i), inverse));
             }
-            product(out + token * width + h * d, width, scores, columns, values, zeros, 0, rows, d, tokens, PLAIN, 0);
+            product(out + token * width + h * d, width, scores, columns, values, zeros, 0, rows, d, tokens, PLAIN,
+                    zeros);
         }
 }

@@ -1,11 +1,13 @@
 // The arithmetic of the network for WebAssembly, four floats at a time; dit.js calls it in the order of dit.py.
 //
-// Built with the PyPI package ziglang, in this folder. Relaxed SIMD has a fused multiply-add; not every browser has it.
-//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128 -O3 -nostdlib -Wl,--no-entry -Wl,--strip-all -Wl,--export=__heap_base -o kernels.wasm kernels.c
-//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128+relaxed_simd -O3 -nostdlib -Wl,--no-entry -Wl,--strip-all -Wl,--export=__heap_base -o kernels-relaxed.wasm kernels.c
+// Built in this folder by the PyPI package ziglang. Relaxed SIMD multiplies and adds at once, where the browser has it.
+//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128 -O3 -nostdlib
+//     -Wl,--no-entry,--strip-all,--export=__heap_base -o kernels.wasm kernels.c
+//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128+relaxed_simd -O3 -nostdlib
+//     -Wl,--no-entry,--strip-all,--export=__heap_base -o kernels-relaxed.wasm kernels.c
 //
-// Matrices are row-major; `rows` counts tokens. A matrix [n, k] that is multiplied with lies in panels of 8 of its n
-// rows, [n / 8, k, 8], filled up with zeros: so one product reads it front to back. `n` is a multiple of 4.
+// Matrices lie in memory row by row; `rows` counts tokens. A layer's weights [n, k] lie in panels of 8 of their n rows,
+// [n / 8, k, 8], filled up with zeros, so that a product reads them from front to back. Every n is a multiple of 4.
 #include <wasm_simd128.h>
 
 #define EXPORT(name) __attribute__((export_name(#name)))
@@ -17,7 +19,11 @@
 #define MADD(a, b, c) wasm_f32x4_add(wasm_f32x4_mul(a, b), c)
 #endif
 
-enum { PANEL = 8, TILE = 4, CHUNK = 28 };
+enum {
+    PANEL = 8,   // columns of a product at a time
+    TILE = 4,    // rows at a time: more than 4 · 8 sums would not stay in the registers
+    CHUNK = 28,  // queries at a time, whose scores stay in the cache
+};
 typedef v128_t f4;
 
 INLINE f4 load(const float *p) { return wasm_v128_load(p); }
@@ -185,8 +191,13 @@ EXPORT(rotate) void rotate(float *qkv, const float *rotary, int rows, int row_st
             }
 }
 
-// Multi-query attention. qkv is [tokens, heads + 2, d]: the queries, then the one key and the one value of each token.
-// Writes out [tokens, heads, d] from token `first` on. `space` holds (panels(tokens)·8)·(d + CHUNK) + panels(d)·8·tokens.
+// How many numbers `attend` needs for keys, scores and values.
+EXPORT(attention_space) int attention_space(int tokens, int d) {
+    return panels(tokens) * PANEL * (d + CHUNK) + panels(d) * PANEL * tokens;
+}
+
+// Multi-query attention. qkv [tokens, heads + 2, d] holds the queries, the key and the value of each token; writes
+// out [tokens, heads, d] from token `first` on.
 EXPORT(attend)
 void attend(float *out, const float *qkv, int first, int tokens, int heads, int d, float *space) {
     int row_step = (heads + 2) * d, width = heads * d, columns = panels(tokens) * PANEL;
@@ -195,7 +206,7 @@ void attend(float *out, const float *qkv, int first, int tokens, int heads, int 
     pack(keys, qkv + width, tokens, row_step, d, 1);
     pack(values, qkv + width + d, d, 1, tokens, row_step);
     for (int h = 0; h < heads; h++)
-        for (int token = first; token < tokens; token += CHUNK) {  // few enough that the scores stay in the cache
+        for (int token = first; token < tokens; token += CHUNK) {
             int rows = tokens - token < CHUNK ? tokens - token : CHUNK;
             product(scores, columns, qkv + token * row_step + h * d, row_step, keys, zeros, 0, rows, columns, d, PLAIN,
                     zeros);

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+from base64 import b64decode
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -30,8 +31,8 @@ ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 PAGE = """<!doctype html><meta charset="utf-8"><title>Engine</title><script type="module">
 import { noise } from "./noise.js";
 const worker = new Worker("./worker.js", { type: "module" }), last = new Set(["ready", "done", "error"]);
-const plain = (message) => Object.fromEntries(
-    Object.entries(message).map(([name, value]) => [name, ArrayBuffer.isView(value) ? Array.from(value) : value]));
+const plain = (message) => Object.fromEntries(Object.entries(message).map(
+    ([name, value]) => [name, ArrayBuffer.isView(value) ? btoa(String.fromCharCode(...value)) : value]));
 window.engine = {
     noise: (seed) => Array.from(noise(seed)),
     send: (message) => worker.postMessage(message),
@@ -135,7 +136,8 @@ def assert_same(answers: list[dict], expected: list[dict]) -> None:
             if theirs[name] is None:
                 assert mine.get(name) is None
             else:
-                difference = np.array(mine[name]) - theirs[name].numpy().ravel().astype(int)
+                pixels = np.frombuffer(b64decode(mine[name]), np.uint8)
+                difference = pixels.astype(int) - theirs[name].numpy().ravel()
                 assert np.abs(difference).max() <= 1, (name, mine["i"])
 
 

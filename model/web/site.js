@@ -1,56 +1,58 @@
-// The page: controls in, pictures out. The networks draw in workers, and the elements of model/page/ show what they draw.
+// The static page: controls in, pictures out. Networks draw in workers (worker.js), and the elements of model/page/
+// show what they draw.
 
 import { timeGrid, toPixels } from "./flow.js";
 import { noise } from "./noise.js";
 
 const AREA = 28 * 28;
 const BATCH = 10; // digits of a sheet that an engine draws at once
-const PATIENCE = 300; // milliseconds without a new picture after which a drawing may end although it is outdated
+const PATIENCE = 300; // milliseconds without a new picture after which an outdated drawing may end
 const HELPERS = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1)); // engines beside the first
 const HUB = "https://huggingface.co/";
-const REPOSITORY = /^(\w[\w.-]*\/\w[\w.-]*)(?:@(\w[\w./-]*))?$/; // as model/hub.py
-const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
+const REPOSITORY = /^(\w[\w.-]*\/\w[\w.-]*)(?:@(\w[\w./-]*))?$/; // as in model/hub.py
+const SIMD = [ // a module of one function with i8x16.splat
+    0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11];
 
 const $ = id => document.getElementById(id);
 const settings = JSON.parse($("settings").textContent), {most} = settings;
-const controls = $("controls"), query = new URLSearchParams(location.search);
-const elements = {film: $("film"), row: $("row"), columns: $("columns"), sheet: $("sheet")};
+const asked = new URLSearchParams(location.search);
 
 let {classes, sampling} = settings; // those of the weights that draw
-let foreign = ""; // the repository of other weights, from the link
+let repository = ""; // of other weights on the Hub, from the link
+let tab = "digit";
 
 // ---- engines
 
-// A worker with a network of its own. It draws one thing at a time: whatever comes later drops what came before.
+// A worker with a network of its own. It draws one thing at a time: what is asked for later drops what came before.
 class Engine {
     #worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
     #id = 0;
     #drawing = null;
 
-    // `ready` resolves to {config, sampling}, or is rejected with an Error of one sentence.
+    // `ready` resolves to {config, sampling} of the weights, or fails with an Error of one sentence.
     constructor(weights, onProgress = () => {}) {
         this.ready = new Promise((resolve, reject) => {
             this.#worker.onmessage = ({data}) => {
-                const current = this.#drawing && this.#drawing.id === data.id ? this.#drawing : null;
+                const drawing = this.#drawing?.id === data.id ? this.#drawing : null;
                 if (data.kind === "progress") onProgress(data);
                 else if (data.kind === "ready") resolve(data);
-                else if (data.kind === "state") current?.onState(data);
-                else if (data.kind === "done") current?.resolve(true);
-                else if (data.kind === "error") (current?.reject ?? reject)(new Error(data.message));
+                else if (data.kind === "state") drawing?.onState(data);
+                else if (data.kind === "done") drawing?.resolve(true);
+                else if (data.kind === "error") (drawing?.reject ?? reject)(new Error(data.message));
             };
-            this.#worker.onerror = () => reject(new Error("The network cannot be started; reload the page"));
+            this.#worker.onerror = () => reject(new Error("The network does not start; reload the page"));
         });
         this.ready.catch(() => {}); // whoever waits for it hears of it
         this.#worker.postMessage({kind: "load", weights});
     }
 
-    // Resolves to true once all states have come, and to false when something newer has dropped them.
-    async draw(asked, onState) {
+    // Resolves to true once every state has come, and to false as soon as something newer drops them.
+    draw(wanted, onState) {
         const id = ++this.#id;
         this.#drawing?.resolve(false);
         return new Promise((resolve, reject) => {
             this.#drawing = {id, onState, resolve, reject};
-            this.#worker.postMessage({kind: "draw", id, ...asked});
+            this.#worker.postMessage({kind: "draw", id, ...wanted});
         });
     }
 
@@ -66,50 +68,22 @@ class Engine {
 }
 
 let first; // the engine that draws as soon as it is there
-let address; // of its weights
-const helpers = []; // more of them, made when there is work for them
+let place; // the address of its weights
+const helpers = []; // more engines, made when there is work for them
 
-function helpersReady() {
-    while (helpers.length < HELPERS) helpers.push(new Engine(address));
-    return Promise.all(helpers.map(({ready}) => ready));
+async function withHelpers() {
+    while (helpers.length < HELPERS) helpers.push(new Engine(place));
+    await Promise.all(helpers.map(({ready}) => ready));
+    return helpers;
 }
 
 // All engines that are not busy with a sheet.
 async function team() {
-    if (sheet.running) return [first];
-    await helpersReady();
+    if (!sheet.running) await withHelpers();
     return sheet.running ? [first] : [first, ...helpers];
 }
 
-// Draw digits from noise to image, each engine its share: a film, or null when something newer has dropped it.
-// `onGrowth` hears of each state that all of them have reached.
-async function drawFilm(engines, {digits, seeds, steps, guidance}, onGrowth = () => {}) {
-    const film = emptyFilm({digits, seeds, steps, guidance}), count = digits.length;
-    const share = Math.ceil(count / engines.length), reached = [];
-    const parts = engines.map(async (engine, part) => {
-        const begin = part * share, end = Math.min(begin + share, count);
-        if (begin >= end) return true;
-        reached[part] = 0;
-        const asked = {
-            labels: digits.slice(begin, end).map(name => classes.indexOf(name)), seeds: seeds.slice(begin, end),
-            steps, guidance, time_shift: film.time_shift,
-        };
-        return engine.draw(asked, state => {
-            const at = (state.i * count + begin) * AREA;
-            film.noisy.set(state.x, at);
-            film.predicted.set(state.predicted, at);
-            if (state.velocity) film.velocity.set(state.velocity, at);
-            reached[part] = state.i + 1;
-            const least = Math.min(...reached.filter(states => states !== undefined));
-            if (least > film.count && reached.length >= Math.ceil(count / share)) {
-                film.count = least;
-                onGrowth(film);
-            }
-        });
-    });
-    return (await Promise.all(parts)).every(Boolean) ? film : null;
-}
-
+// A film in which nothing is drawn yet; see film.js.
 function emptyFilm({digits, seeds, steps, guidance}) {
     const size = digits.length * AREA, {time_shift} = sampling;
     return {
@@ -119,123 +93,201 @@ function emptyFilm({digits, seeds, steps, guidance}) {
     };
 }
 
-// ---- the subject: one digit, seed, number of steps and guidance for the whole page
-
-function subject() {
-    const {digit, seed, steps, guidance} = controls;
-    return {digit: digit.value, seed: seed.valueAsNumber, steps: +steps.value, guidance: +guidance.value};
+// Draw digits from noise to image, each engine its share: the film, or null when something newer has dropped it.
+// `onGrowth` hears of every state that all engines have reached.
+async function drawFilm(engines, wanted, onGrowth = () => {}) {
+    const film = emptyFilm(wanted), {digits, seeds, steps, guidance, time_shift} = film, count = digits.length;
+    const share = Math.ceil(count / engines.length), reached = new Array(Math.ceil(count / share)).fill(0);
+    const parts = reached.map((_, part) => {
+        const begin = part * share, end = begin + share;
+        const labels = digits.slice(begin, end).map(name => classes.indexOf(name));
+        return engines[part].draw({labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift}, state => {
+            const at = (state.i * count + begin) * AREA;
+            film.noisy.set(state.x, at);
+            film.predicted.set(state.predicted, at);
+            if (state.velocity) film.velocity.set(state.velocity, at);
+            reached[part] = state.i + 1;
+            if (Math.min(...reached) === film.count) return;
+            film.count = Math.min(...reached);
+            onGrowth(film);
+        });
+    });
+    return (await Promise.all(parts)).every(Boolean) ? film : null;
 }
 
-// Whether the seed is one; says so beside it if not.
-function checked(count = 1) {
-    const seed = controls.seed.valueAsNumber, last = most.seed - count + 1;
-    const fits = Number.isInteger(seed) && seed >= 0 && seed <= last;
-    $("seed-fault").textContent = fits ? "" : `The seed must be a whole number from 0 to ${last}.`;
-    if (!fits) controls.querySelector("details").open = true;
-    return fits;
+// ---- controls
+
+const field = name => document.querySelector(`input[name=${name}]:is(:checked, [type=number], [type=text])`);
+const slider = name => document.querySelector(`[data-for=${name}]`);
+
+// The one subject of the page: class, seed, steps and guidance.
+const subject = () => ({
+    digit: field("digit").value,
+    seed: +field("seed").value, steps: +field("steps").value, guidance: +field("guidance").value,
+});
+
+function level(name) {
+    const range = slider(name);
+    if (!range) return;
+    range.value = field(name).value;
+    range.style.setProperty("--at", (range.value - range.min) / (range.max - range.min));
 }
 
-// Show values, each clamped to its range; one that is none leaves the control as it is.
-function set(values) {
-    if (classes.includes(values.digit)) controls.digit.value = values.digit;
+// Show values of the subject, each brought into its range; one that is no value changes nothing.
+function set({digit, ...numbers}) {
+    const button = document.querySelector(`[name=digit][value="${CSS.escape(digit ?? "")}"]`);
+    if (button) button.checked = true;
     for (const name of ["seed", "steps", "guidance"]) {
-        const value = parseFloat(values[name]);
-        if (Number.isNaN(value) || (name !== "guidance" && !/^\d+$/.test(values[name]))) continue;
-        controls[name].value = Math.min(Math.max(value, +controls[name].min), +controls[name].max);
+        const text = String(numbers[name] ?? "").trim(), number = field(name);
+        const isOne = name === "guidance" ? text !== "" && Number.isFinite(+text) : /^[+-]?\d+$/.test(text);
+        if (isOne) number.value = Math.min(Math.max(+text, number.min), number.max);
+        level(name);
     }
-    outputs();
 }
 
-function outputs() {
-    $("steps-value").value = controls.steps.value;
-    $("guidance-value").value = +controls.guidance.value;
-    $("count-value").value = $("many").count.value;
+// Put a sentence beside a field, or take it away.
+function problem(name, sentence) {
+    const input = field(name) ?? document.querySelector(`[name=${name}]`), box = input.closest("[data-field], .line");
+    const words = box.querySelector(".problem") ??
+        box.appendChild(digits.make("p", {className: "problem", role: "alert"}));
+    if (words.textContent !== sentence) words.textContent = sentence;
+    if (sentence) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+    if (sentence && box.closest("details")) box.closest("details").open = true;
+    return !sentence;
 }
 
-// The query string of a digit or a number; the elements' links go on with the same weights.
-const plainLink = digits.link;
-digits.link = values => plainLink(values) + (foreign ? `&weights=${foreign}` : "");
+// Whether a number can be drawn with; a sentence beside it says what is wrong. `count` digits have seeds in turn.
+function fits(name, count = 1) {
+    const input = field(name), whole = Number.isInteger(+input.step), {min} = input;
+    const max = name === "seed" ? most.seed - count + 1 : +input.max, value = input.valueAsNumber;
+    const ok = value >= min && value <= max && (!whole || Number.isInteger(value));
+    const label = name[0].toUpperCase() + name.slice(1);
+    return problem(name, ok ? "" : `${label} must be a ${whole ? "whole " : ""}number from ${min} to ${max}.`);
+}
 
-function follow() {
-    const number = tab === "numbers" && numberShown ? `&number=${numberShown}` : "";
+const ready = (count = 1) => fits("seed", count) & fits("steps") & fits("guidance"); // all of them, for their sentences
+
+// Radio buttons or checkboxes for the classes, in an even grid.
+function choices(group, type, name, chosen) {
+    group.classList.toggle("long", classes.some(name => name.length > 5));
+    group.querySelector("div").replaceChildren(...classes.map(value => digits.make("label", {},
+        digits.make("input", {type, name, value, checked: chosen.includes(value)}), digits.make("span", {}, value))));
+}
+
+function fillControls() {
+    const {start} = settings, digit = classes.includes(start.digit) ? start.digit : classes[0];
+    for (const [name, max] of Object.entries({...most, count: most.sheet})) {
+        for (const input of document.querySelectorAll(`[name=${name}], [data-for=${name}]`)) {
+            if (input.type !== "text") input.max = max;
+        }
+    }
+    choices(document.querySelector("[data-field=digit]"), "radio", "digit", [digit]);
+    choices(document.querySelector("[data-field=classes]"), "checkbox", "classes", classes.slice(0, 10));
+    $("write").hidden = !settings.numerals.every((name, i) => classes[i] === name);
+    $("number-hint").textContent =
+        `1 to ${most.number} digits; the first one has the seed of the page, each further one the next.`;
+    $("sheet-hint").textContent = `Up to ${most.sheet} digits, each from a seed of its own. Click one to open it.`;
+    $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
+    elements.sheet.classes = classes;
+    set({digit, seed: start.seed, ...sampling});
+    set(Object.fromEntries(asked));
+    level("count");
+}
+
+// ---- what is said, and the address
+
+const elements = {film: $("film"), columns: $("columns"), row: $("row"), sheet: $("sheet")};
+
+const say = text => $("news").textContent = text;
+const fail = error => $("failure").textContent = `${error.message}.`;
+const since = began => `${((performance.now() - began) / 1000).toFixed(2)} s`;
+const named = ({digit, seed, guidance}) => `${guidance === 0 ? "Any class" : digits.named(digit)} from seed ${seed}`;
+
+// Links of the elements go on with the same weights.
+const linkOf = digits.link;
+digits.link = digit => linkOf(digit) + (repository ? `&weights=${repository}` : "");
+
+// Make the address bar show what is drawn.
+function follow(shown) {
+    const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "");
     try {
-        history.replaceState(null, "", digits.link(subject()) + number);
+        history.replaceState(null, "", link);
     } catch { /* not in every frame */ }
 }
 
-function say(text) {
-    $("status").textContent = text;
+async function copyLink() {
+    const button = $("copy");
+    $("link")?.remove();
+    try {
+        await navigator.clipboard.writeText(location.href);
+        button.textContent = "Link copied";
+        setTimeout(() => button.textContent = "Copy link", 1500);
+    } catch { // there is no clipboard without HTTPS, and none in the frame of another page
+        const properties = {id: "link", readOnly: true, value: location.href, "aria-label": "Link to copy"};
+        const copy = digits.make("input", properties);
+        button.parentElement.after(copy);
+        copy.select();
+    }
 }
-
-function fail(error) {
-    $("fault").textContent = `${error.message}.`;
-}
-
-const seconds = since => `${((performance.now() - since) / 1000).toFixed(2)} s`;
 
 // ---- tab Digit
 
-let busy = false, waiting = false, shown = 0;
+const digit = {busy: false, waiting: false, shown: 0}; // shown: when the last picture came
 
-// Draw the digit; of one whose value is `dragged`, the picture changes in place.
+// Draw the digit; where a value is being `dragged`, the finished picture changes in place.
 async function drawDigit(dragged = false) {
-    if (!checked()) return;
-    if (dragged && busy && performance.now() - shown > PATIENCE) { // otherwise a long drag would show nothing
-        waiting = true;
+    if (!ready()) return;
+    if (dragged && digit.busy && performance.now() - digit.shown > PATIENCE) { // else a long drag would show nothing
+        digit.waiting = true;
         return;
     }
-    const asked = subject(), began = performance.now();
-    waiting = false;
-    busy = true;
+    const wanted = subject(), began = performance.now();
+    Object.assign(digit, {busy: true, waiting: false});
     try {
-        const film = await drawFilm([first], {...asked, digits: [asked.digit], seeds: [asked.seed]}, film => {
-            elements.film.film = film;
-        });
-        if (!film) return;
-        busy = false;
-        shown = performance.now();
-        $("fault").textContent = "";
-        say(`${digits.alt(asked)}, in ${seconds(began)}.`);
-        follow();
-        if (waiting) drawDigit(true);
+        const grown = film => elements.film.film = film;
+        if (!await drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed]}, grown)) return;
+        Object.assign(digit, {busy: false, shown: performance.now()});
+        $("heading").textContent = named(wanted);
+        say(`${digits.alt(wanted)}, in ${since(began)}.`);
+        follow(wanted);
+        if (digit.waiting) drawDigit(true);
     } catch (error) {
-        busy = false;
+        digit.busy = false;
         fail(error);
     }
 }
 
-// What the digit will be made from, before the network is there.
+// What the digit will be made from, while the network is on its way.
 function showNoise() {
-    if (!checked()) return;
-    const {digit, seed, steps, guidance} = subject();
-    const film = emptyFilm({digits: [digit], seeds: [seed], steps, guidance});
-    film.noisy.set(toPixels(noise(seed), 0.5, 0.3081));
+    if (!ready()) return;
+    const wanted = subject(), film = emptyFilm({...wanted, digits: [wanted.digit], seeds: [wanted.seed]});
+    film.noisy.set(toPixels(noise(wanted.seed), 0.5, 0.3081));
     film.predicted.fill(127);
     film.count = 1;
     elements.film.film = film;
+    $("heading").textContent = named(wanted);
 }
 
 // ---- tab Steps
 
-let comparison = 0;
+let comparison = 0; // the newest
 
-async function drawSteps() {
-    if (!checked()) return;
-    const mine = ++comparison, asked = subject();
-    const rows = $("all").checked ? classes.slice(0, 10) : [asked.digit], columns = [];
+async function compareSteps() {
+    if (!ready()) return;
+    const mine = ++comparison, wanted = subject(), rows = $("all").checked ? classes.slice(0, 10) : [wanted.digit];
+    const seeds = rows.map(() => wanted.seed), columns = [];
     try {
         const engines = await team();
         for (const steps of settings.stepCounts) {
-            if (mine !== comparison) return;
-            const began = performance.now();
-            const film = await drawFilm(engines, {...asked, digits: rows, seeds: rows.map(() => asked.seed), steps});
+            const began = performance.now(), film = await drawFilm(engines, {...wanted, digits: rows, seeds, steps});
             if (!film || mine !== comparison) return;
             const pixels = film.noisy.slice(-rows.length * AREA), milliseconds = performance.now() - began;
             columns.push({steps, pixels, milliseconds});
-            elements.columns.steps = {...film, digits: rows, seed: asked.seed, columns: [...columns]};
+            elements.columns.steps = {...film, seed: wanted.seed, columns: [...columns]};
         }
-        say(`${rows.length > 1 ? "All digits" : digits.named(asked.digit)} in ${settings.stepCounts.join(", ")} steps.`);
-        follow();
+        say(`${rows.map(digits.named).join(", ")} in ${settings.stepCounts.join(", ")} steps.`);
+        follow(wanted);
     } catch (error) {
         fail(error);
     }
@@ -243,253 +295,229 @@ async function drawSteps() {
 
 // ---- tab Numbers
 
-let numberShown = "";
+let written = ""; // the number in the row
 
-async function drawNumber() {
-    const text = $("write").number.value.trim();
-    const fits = /^\d+$/.test(text) && text.length <= most.number;
-    $("number-fault").textContent = fits || !text ? "" : `A number has 1 to ${most.number} digits and nothing else.`;
-    if (!fits || !checked(text.length)) return;
-    const asked = subject(), began = performance.now();
+async function writeNumber() {
+    const number = field("number").value.replace(/[\s./-]/g, "");
+    const fine = /^\d+$/.test(number) && number.length <= most.number;
+    problem("number", fine ? "" : `A number has 1 to ${most.number} digits and nothing else.`);
+    if (!fine || !ready(number.length)) return;
+    const wanted = subject(), began = performance.now(), names = [...number];
+    const seeds = names.map((_, i) => wanted.seed + i);
+    const grown = film => {
+        elements.row.hidden = false;
+        elements.row.film = film;
+    };
     try {
-        const film = await drawFilm(await team(), {...asked, digits: [...text],
-            seeds: [...text].map((_, i) => asked.seed + i)}, film => {
-            elements.row.hidden = false;
-            elements.row.film = film;
-        });
-        if (!film) return;
-        numberShown = text;
-        say(`${text}, drawn in ${digits.steps?.(asked.steps) ?? asked.steps} steps, in ${seconds(began)}.`);
-        follow();
+        if (!await drawFilm(await team(), {...wanted, digits: names, seeds}, grown)) return;
+        written = number;
+        say(`${number}, drawn in ${since(began)}.`);
+        follow(wanted);
     } catch (error) {
         fail(error);
     }
 }
 
-const sheet = {running: false, asked: 0};
+const sheet = {running: false, newest: 0};
 
 async function drawSheet() {
-    const form = $("many"), chosen = [...form.querySelectorAll("#chosen :checked")].map(({value}) => value);
-    const total = +form.count.value;
-    $("sheet-fault").textContent = chosen.length ? "" : "Choose at least one class.";
-    if (!chosen.length || !checked(total)) return;
+    const chosen = [...document.querySelectorAll("[name=classes]:checked")].map(({value}) => value);
+    if (!problem("classes", chosen.length ? "" : "Choose at least one class.") || !fits("count")) return;
+    const total = +field("count").value, {seed, steps, guidance} = subject(), began = performance.now();
+    if (!ready(total)) return;
     stopSheet();
-    const mine = ++sheet.asked, {seed, steps, guidance} = subject(), began = performance.now();
-    const all = Array.from({length: total}, (_, i) => chosen[i % chosen.length]);
+    const mine = ++sheet.newest, names = Array.from({length: total}, (_, i) => chosen[i % chosen.length]);
+    const seeds = names.map((_, i) => seed + i);
     const pixels = new Uint8Array(total * AREA), done = new Uint8Array(total);
-    const drawing = {
-        digits: all, seeds: all.map((_, i) => seed + i), labels: all.map(name => classes.indexOf(name)), total,
-        columns: Math.min(total, 10 * Math.max(1, Math.round(Math.sqrt(total / 100)))), // as images.columns
-        steps, guidance, time_shift: sampling.time_shift,
-    };
-    let next = 0, there = 0;
-    sheet.running = true;
-    running(true, total);
-    const show = () => {
-        while (done[there]) there++;
-        $("drawn").value = done.reduce((sum, one) => sum + one, 0);
+    const columns = Math.min(total, 10 * Math.max(1, Math.round(Math.sqrt(total / 100)))); // as images.columns
+    const labels = names.map(name => classes.indexOf(name)), {time_shift} = sampling;
+    let begun = 0, finished = 0;
+    const show = () => { // what is finished from the first digit on
+        while (done[finished]) finished++;
         elements.sheet.hidden = false;
-        elements.sheet.sheet = {...drawing, pixels: pixels.slice(0, there * AREA)};
+        elements.sheet.sheet = {
+            digits: names, seeds, labels, steps, guidance, time_shift, total, columns,
+            pixels: pixels.slice(0, finished * AREA),
+        };
     };
     const work = async engine => {
-        while (next < total && mine === sheet.asked) {
-            const begin = next, end = next = Math.min(begin + BATCH, total);
-            const part = {digits: all.slice(begin, end), seeds: drawing.seeds.slice(begin, end)};
-            const film = await drawFilm([engine], {...part, steps, guidance});
-            if (!film || mine !== sheet.asked) return;
+        while (begun < total) {
+            const begin = begun, end = begun = Math.min(begin + BATCH, total);
+            const part = {digits: names.slice(begin, end), seeds: seeds.slice(begin, end), steps, guidance};
+            const film = await drawFilm([engine], part);
+            if (!film || mine !== sheet.newest) return;
             pixels.set(film.noisy.subarray(-(end - begin) * AREA), begin * AREA);
             done.fill(1, begin, end);
             show();
         }
     };
+    sheet.running = true;
+    $("stop").disabled = false;
     try {
-        await helpersReady();
-        if (mine !== sheet.asked) return;
         show();
-        await Promise.all(helpers.map(work));
-        if (mine === sheet.asked) say(`${total} digits in ${seconds(began)}.`);
+        await Promise.all((await withHelpers()).map(engine => mine === sheet.newest && work(engine)));
+        if (mine === sheet.newest) say(`${total} digits, drawn in ${since(began)}.`);
     } catch (error) {
-        $("sheet-fault").textContent = `${error.message}.`;
+        fail(error);
     } finally {
-        if (mine === sheet.asked) {
-            sheet.running = false;
-            running(false);
-        }
+        if (mine === sheet.newest) ended();
     }
 }
 
-function stopSheet() {
-    if (!sheet.running) return;
-    sheet.asked++;
+function ended() {
     sheet.running = false;
-    for (const engine of helpers) engine.stop();
-    running(false);
-    say("Stopped.");
+    $("stop").disabled = true;
 }
 
-function running(yes, total = 1) {
-    $("halt").disabled = !yes;
-    $("drawn").hidden = !yes;
-    $("drawn").max = total;
-    $("drawn").value = 0;
+// What is there stays, and can be saved.
+function stopSheet() {
+    if (!sheet.running) return;
+    sheet.newest++;
+    for (const engine of helpers) engine.stop();
+    ended();
+    say("Stopped.");
 }
 
 // ---- what the visitor does
 
-let tab = "digit", loaded = false;
+let loaded = false;
 
-// Draw what is on show; `dragged` is a value that is still on the move.
+// Draw what the open tab shows; `dragged` is for a value on the move.
 function draw(dragged = false) {
-    outputs();
     if (!loaded) return showNoise();
     if (tab === "digit") drawDigit(dragged);
-    else if (tab === "steps") drawSteps();
-    else if (numberShown) drawNumber();
-    else checked();
+    else if (tab === "steps") compareSteps();
+    else if (written) writeNumber();
+    else ready();
 }
 
-function openTab(name, focus = false) {
-    for (const button of document.querySelectorAll("[role=tab]")) {
+function openTab(name) {
+    for (const button of tabs) {
         const chosen = button.id === `tab-${name}`;
         button.setAttribute("aria-selected", chosen);
         button.tabIndex = chosen ? 0 : -1;
         $(button.getAttribute("aria-controls")).hidden = !chosen;
-        if (chosen && focus) button.focus();
     }
     tab = name;
-    say("");
-    draw();
 }
 
-// Radio buttons or checkboxes for the classes, in an even grid.
-function buttons(box, type, name, chosen) {
-    box.querySelectorAll("label").forEach(label => label.remove());
-    box.classList.toggle("long", classes.some(name => name.length > 5));
-    box.append(...classes.map(value => digits.make("label", {},
-        digits.make("input", {type, name, value, checked: chosen.includes(value)}), digits.make("span", {}, value))));
-}
-
-function fillControls() {
-    const {start} = settings, {steps, guidance} = sampling;
-    const digit = classes.includes(start.digit) ? start.digit : classes[0];
-    Object.assign(controls.steps, {max: most.steps});
-    Object.assign(controls.guidance, {max: most.guidance});
-    Object.assign(controls.seed, {max: most.seed});
-    Object.assign($("many").count, {max: most.sheet, value: 100});
-    $("write").number.maxLength = most.number;
-    buttons($("classes"), "radio", "digit", [digit]);
-    buttons($("chosen"), "checkbox", "class", classes.slice(0, 10));
-    const numerals = settings.numerals.every((name, i) => classes[i] === name);
-    $("write").hidden = !numerals;
-    $("all-words").textContent = classes.length >= 10 ? "All ten digits" : "All classes";
-    set({digit, seed: String(start.seed), steps: String(steps), guidance: String(guidance)});
-    set(Object.fromEntries(query));
-}
-
-controls.addEventListener("input", ({target}) => draw(["steps", "guidance"].includes(target.name)));
+$("panel").addEventListener("input", ({target}) => {
+    const name = target.dataset.for ?? target.name;
+    if (target.dataset.for) field(name).value = target.value;
+    level(name);
+    draw(name === "steps" || name === "guidance");
+});
+$("many").addEventListener("input", ({target}) => {
+    const name = target.dataset.for ?? target.name;
+    if (target.dataset.for) field(name).value = target.value;
+    level(name);
+});
+// What was typed out of range, or between whole numbers, becomes what can be drawn.
+document.addEventListener("change", ({target}) => {
+    if (target.type !== "number" || target.value === "") return;
+    const value = Number.isInteger(+target.step) ? Math.round(target.value) : +target.value;
+    const near = Math.min(Math.max(value, target.min), target.max);
+    if (near === +target.value) return;
+    target.value = near;
+    target.dispatchEvent(new Event("input", {bubbles: true}));
+});
 for (const form of document.forms) form.addEventListener("submit", event => event.preventDefault());
-$("write").addEventListener("submit", drawNumber);
+$("write").addEventListener("submit", writeNumber);
 $("many").addEventListener("submit", drawSheet);
-$("many").addEventListener("input", outputs);
-$("halt").onclick = stopSheet;
+$("stop").onclick = stopSheet;
 $("all").onchange = () => draw();
-$("dice").onclick = () => {
-    controls.seed.value = Math.floor(Math.random() * 10000); // short enough to tell a friend
+$("copy").onclick = copyLink;
+$("another").onclick = () => {
+    field("seed").value = Math.floor(Math.random() * 10000); // short enough to tell a friend
     draw();
-};
-
-$("copy").onclick = async ({target}) => {
-    try {
-        await navigator.clipboard.writeText(location.href);
-        target.textContent = "Link copied";
-        setTimeout(() => target.textContent = "Copy link", 1500);
-    } catch { // there is no clipboard without HTTPS, and none in the frame of another page
-        $("link")?.remove();
-        const field = digits.make("input", {id: "link", value: location.href, readOnly: true, "aria-label": "Link to copy"});
-        target.parentElement.after(field);
-        field.select();
-    }
 };
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 for (const [i, button] of tabs.entries()) {
-    button.onclick = () => openTab(button.id.slice(4));
+    button.onclick = () => {
+        if (button.id === `tab-${tab}`) return;
+        openTab(button.id.slice(4));
+        say("");
+        draw();
+    };
     button.onkeydown = ({key}) => {
-        const to = {ArrowLeft: i - 1, ArrowRight: i + 1, Home: 0, End: -1}[key];
-        if (to !== undefined) openTab(tabs.at(to % tabs.length).id.slice(4), true);
+        const to = {ArrowLeft: i - 1, ArrowRight: (i + 1) % tabs.length, Home: 0, End: -1}[key];
+        if (to === undefined) return;
+        tabs.at(to).click();
+        tabs.at(to).focus();
     };
 }
 
+// A digit anywhere on the page opens in the first tab.
 document.addEventListener("digit-open", event => {
     event.preventDefault();
-    set(Object.fromEntries(Object.entries(event.detail).map(([name, value]) => [name, String(value)])));
-    openTab("digit", true);
+    set(event.detail);
+    openTab("digit");
+    draw();
+    $("heading").focus();
     scrollTo(0, 0);
 });
 
 // ---- weights
 
-// Start the first engine with the weights at this address, and show the page with what they say of themselves.
-async function open(weights) {
-    address = weights;
-    first = new Engine(address, ({got, total}) => {
+// Start the first engine with the weights in a folder; resolves to what they say of themselves.
+function load(folder) {
+    place = folder;
+    first = new Engine(folder, ({got, total}) => {
         Object.assign($("progress"), {max: total, value: got});
         $("arrived").textContent = `The network arrives: ${(got / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`;
     });
-    const ready = await first.ready;
-    return ready;
+    return first.ready;
 }
 
-// The folder on the Hub that `?weights=USER/NAME@commit` asks for.
+// The folder on the Hub of USER/NAME or USER/NAME@commit.
 function onHub(name) {
-    const [whole, repository, revision = "main"] = REPOSITORY.exec(name) ?? [];
-    if (!whole || name.includes("..")) throw new Error("weights must be named USER/NAME or USER/NAME@commit");
+    const [, repository, revision = "main"] = name.includes("..") ? [] : REPOSITORY.exec(name) ?? [];
+    if (!repository) throw new Error("weights are named USER/NAME or USER/NAME@commit");
     return `${HUB}${repository}/resolve/${revision}/`;
+}
+
+async function loadForeign(name) {
+    try {
+        const {config, sampling: defaults} = await load(onHub(name));
+        [classes, sampling, repository] = [config.class_names, defaults, name];
+        fillControls();
+    } catch (error) {
+        first?.end();
+        $("notice").textContent = "Drawn with the weights of this page, because " +
+            `${name.slice(0, 60)} cannot be used: ${error.message}.`;
+    }
 }
 
 async function start() {
     fillControls();
     if (!WebAssembly.validate(Uint8Array.from(SIMD))) {
-        throw new Error("This browser has no WebAssembly SIMD; use one from 2023 or later");
+        throw new Error("This browser is too old: the network needs WebAssembly with SIMD (since 2021, Safari 16.4)");
     }
     showNoise();
-    const bundled = new URL(`${settings.weights}/`, document.baseURI).href, asked = query.get("weights");
-    if (asked) {
-        try {
-            const ready = await open(onHub(asked));
-            foreign = asked;
-            ({sampling, config: {class_names: classes}} = ready);
-            fillControls();
-        } catch (error) {
-            first?.end();
-            $("notice").textContent =
-                `Drawn with the page's own weights, because ${asked.slice(0, 60)} could not be loaded: ${error.message}.`;
-        }
-    }
-    if (!foreign) await open(bundled);
+    if (asked.has("weights")) await loadForeign(asked.get("weights"));
+    if (!repository) await load(new URL(`${settings.weights}/`, document.baseURI).href);
     loaded = true;
     $("loading").hidden = true;
-    about();
-    if (query.has("number")) $("write").number.value = query.get("number");
-    if (query.has("number") && !$("write").hidden) {
+    const source = repository || settings.source;
+    const link = digits.make("a", {href: HUB + source.replace("@", "/tree/")}, source);
+    $("about").replaceChildren("Everything is drawn in your browser, and nothing leaves it.",
+        ...source ? [" Weights: ", link, "."] : []);
+    if (asked.has("number") && !$("write").hidden) {
+        field("number").value = asked.get("number");
         openTab("numbers");
-        drawNumber();
-    } else drawDigit();
+        await writeNumber();
+    } else await drawDigit();
 }
 
-function about() {
-    const source = foreign || settings.source, place = digits.make("a", {href: HUB + source.replace("@", "/tree/")}, source);
-    $("about").replaceChildren("Nothing you do here leaves your browser.", ...source ? [" Weights: ", place] : []);
+// The service worker keeps the page for the next visit, also without a network.
+async function keep() {
+    try {
+        await navigator.serviceWorker?.register("sw.js");
+    } catch { /* not in every frame, and not without HTTPS */ }
 }
 
-start().then(keepOffline, error => {
+start().then(keep, error => {
     $("loading").hidden = true;
     fail(error);
 });
-
-// The service worker keeps the page for the next visit, also without a network.
-function keepOffline() {
-    try {
-        navigator.serviceWorker?.register("sw.js").catch(() => {});
-    } catch { /* not in every frame */ }
-}

@@ -25,7 +25,8 @@ INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE = "index.html", "sw.js", "picture.
 SCRIPTS = ("site.css", "site.js", "worker.js", "weights.js", "dit.js", "flow.js", "noise.js")
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 SHARED = ("elements.css", "files.js", "film.js", "sheet.js")  # in model/page/
-CODE, WEIGHTS = "code-", "weights-"  # folders, followed by a hash of what is in them
+CODE, WEIGHTS = "code-", "weights-"  # folders, followed by twelve digits of a hash of what is in them
+PART = f"({CODE}|{WEIGHTS})[0-9a-f]{{12}}"
 MOMENTS = (1, 0.75, 0.5, 0.25, 0)  # times of the rows of the picture for links
 
 
@@ -53,7 +54,7 @@ def replaceable(folder: Path) -> bool:
     if not folder.is_dir():
         return not folder.exists()
     names = {path.name for path in folder.iterdir()}
-    parts = {name for name in names if re.fullmatch(f"({CODE}|{WEIGHTS})[0-9a-f]{{12}}", name)}
+    parts = {name for name in names if re.fullmatch(PART, name)}
     return not names or (len(parts) == 2 and names - parts == {INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE})
 
 

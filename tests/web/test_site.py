@@ -56,6 +56,7 @@ def visit(chromium, address: str, errors: tuple[str, ...] = (), **options):
     context = chromium.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
     page, said = context.new_page(), []
     page.set_default_timeout(60_000)
+    page.add_init_script("Object.defineProperty(navigator, 'hardwareConcurrency', {value: 4})")  # three engines more
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     try:

@@ -195,20 +195,20 @@ def push(
     kind: str,
     branch: str | None = None,
     pull_request: bool = False,
-    replaces: tuple[str, ...] = (),
+    replaced: str | None = None,
 ) -> str:
     """Send everything in `folder` as one commit, unless nothing changed; prints and returns its hash.
 
-    The commit removes what is there, begins with one of `replaces` and is not in `folder`.
+    The commit also removes what is there but not in `folder`, where its name begins with the pattern `replaced`.
     """
     api, names = HfApi(), listed(folder)
     before = ask(api.repo_info, repo, repo_type=kind, revision=branch)
-    older = [file.rfilename for file in before.siblings or () if file.rfilename.startswith(replaces)]
+    there = [file.rfilename for file in before.siblings or () if replaced and re.match(replaced, file.rfilename)]
     commit = ask(
         api.create_commit,  # upload_folder makes several commits with Xet
         repo,
         [CommitOperationAdd(name, folder / name) for name in names]
-        + [CommitOperationDelete(name) for name in older if name not in names],
+        + [CommitOperationDelete(name) for name in there if name not in names],
         commit_message="Upload weights" if kind == "model" else "Upload the page",
         repo_type=kind,
         revision=branch,
@@ -267,7 +267,7 @@ def send_static(folder: Path, repo: str, private: bool) -> None:
             raise ValueError(f"{repo} is a Space of another kind ({space.sdk}); choose another name, or delete it")
         if not space:
             ask(HfApi().create_repo, repo, repo_type="space", private=private or None, space_sdk="static")
-        push(folder, repo, "space", replaces=(site.CODE, site.WEIGHTS))
+        push(folder, repo, "space", replaced=f"{site.PART}/")
 
 
 def listed(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from model.common import add_shared, sentence_on_error
+from model.common import add_shared, python, sentence_on_error
 from model.web import site
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         loaded = site.export(options.weights, options.out, options.address)
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB for any file server, weights {loaded.source}")
-    print(f"Look at it: python -m http.server -d {options.out}")
+    print(f"Look at it: {python('-m', 'http.server', '-d', options.out)}")
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from model import hub, weights
-from model.common import add_shared, sentence_on_error
+from model.common import add_shared, python, sentence_on_error
 from model.web import site
 from training.release import upload
 from training.release.card import card
@@ -32,7 +32,7 @@ def publish_weights(options: argparse.Namespace, folder: Path) -> None:
     if options.dry_run:
         return show(folder, options.repo)
     commit = upload.send_weights(folder, options.repo, options.private, options.branch, options.pr)
-    print(f"Draw with it: python app.py --weights {options.repo}@{commit}")
+    print(f"Draw with it: {python('app.py', '--weights', f'{options.repo}@{commit}')}")
 
 
 def publish_space(options: argparse.Namespace, folder: Path) -> None:

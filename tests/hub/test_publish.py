@@ -43,7 +43,7 @@ def test_weights_are_sent_as_they_are(worker, hub, house):
         assert sent[name] == (house / "weights" / name).read_bytes()
     commit = hub.repositories["model", "me/tiny"].refs["main"]
     assert f"{hub.address}/me/tiny: now at commit {commit}\n" in outcome.out
-    assert outcome.out.endswith(f"python app.py --weights me/tiny@{commit}\n")
+    assert re.search(rf"Draw with it: \S*python\S* app\.py --weights me/tiny@{commit}\n$", outcome.out)
     card = sent["README.md"].decode()  # written on the way, as the folder has none
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert "--weights me/tiny" in card

@@ -25,6 +25,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from model import hub, weights
+from model.common import python
 from model.sampling import states
 from model.web import site
 from training.release.card import PICTURES, results_table
@@ -103,12 +104,12 @@ def check(folder: Path) -> None:
     measured = [*evaluation, *metrics.get("sweeps", []), *metrics.get("cas", [])]
     if any(row.get("settings", {}).get("sha256") != metrics["sha256"][weights.TENSORS] for row in measured):
         raise ValueError(
-            f"{weights.METRICS} holds figures of other weights; measure again: python -m training.evaluate"
+            f"{weights.METRICS} holds figures of other weights; measure again: {python('-m', 'training.evaluate')}"
         )
     card = folder / CARD
     if card.exists() and results_table(metrics) not in card.read_text(encoding="utf-8"):
         raise ValueError(
-            f"{CARD} does not show the figures in {weights.METRICS}; write it again: python -m training.card"
+            f"{CARD} does not show the figures in {weights.METRICS}; write it again: {python('-m', 'training.card')}"
         )
     if not draws(loaded):
         raise ValueError(f"the network in {weights.TENSORS} draws images that are not finite; train it again")

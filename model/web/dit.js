@@ -1,14 +1,14 @@
 // The network of model/dit.py in the browser, class by class; kernels.c does the arithmetic.
 //
 // A tensor is the address of its float32 numbers in the memory of the WebAssembly module, row by row. The network
-// computes one image at a time: its activations (2 MB) then stay in the cache. Read `DiT.forward` first.
+// computes one image at a time: its activations (2 MB) then stay in the cache. Read `DiT.velocity` first.
 
 export const SIZE = 28;
 const FLOAT = 4; // bytes
 const CHANNELS = 256; // of the time's sinusoidal features
 const MAX_TIMES = 50; // as many as a drawing may have steps (sampling.MAX_STEPS)
-const CHUNK = 24; // as in kernels.c: tokens whose attention scores are computed together
-const panels = (n) => Math.ceil(n / 8) * 8;
+const GAP = 16; // numbers between rows of the MLP: rows 4096 bytes apart would share few lines of a cache
+const upTo = (multiple, n) => Math.ceil(n / multiple) * multiple;
 
 /** The memory of a WebAssembly module: addresses for tensors, which stay until the module is dropped. */
 class Memory {
@@ -17,12 +17,16 @@ class Memory {
         this.end = kernels.__heap_base.value;
     }
 
-    /** The address of room for `count` numbers. Throws RangeError where the browser has no more memory. */
+    /** The address of room for `count` numbers. */
     take(count) {
-        const at = Math.ceil(this.end / 64) * 64;
+        const at = upTo(64, this.end);
         this.end = at + count * FLOAT;
         const missing = this.end - this.kernels.memory.buffer.byteLength;
-        if (missing > 0) this.kernels.memory.grow(Math.ceil(missing / 65536));
+        try {
+            if (missing > 0) this.kernels.memory.grow(Math.ceil(missing / 65536));
+        } catch {
+            throw new Error("the network needs more memory than this browser gives");
+        }
         return at;
     }
 
@@ -44,7 +48,7 @@ class Loader {
         const { kernels } = this.memory, halves = this.tensors[name];
         new Uint16Array(kernels.memory.buffer, this.halves, halves.length).set(halves);
         if (kernels.unhalf(this.floats, this.halves, halves.length))
-            throw new Error(`${name} of the weights holds numbers that are not finite; train or publish them again`);
+            throw new Error(`${name} of the weights holds numbers that are not finite`);
         return halves.length;
     }
 
@@ -58,9 +62,9 @@ class Loader {
     /** nn.Linear from k to n numbers, n rounded up to a multiple of 4 by zeros. */
     linear(name) {
         const count = this.read(`${name}.weight`), rows = this.tensors[`${name}.bias`].length, k = count / rows;
-        const n = Math.ceil(rows / 4) * 4, weight = this.memory.take(panels(n) * k);
+        const n = upTo(4, rows), weight = this.memory.take(upTo(8, n) * k);
         this.memory.kernels.pack(weight, this.floats, rows, k, k, 1);
-        return { weight, bias: this.vector(`${name}.bias`, panels(n)), n, k };
+        return { weight, bias: this.vector(`${name}.bias`, upTo(8, n)), n, k };
     }
 }
 
@@ -136,10 +140,11 @@ class Stream {
     /** Tokens [S, D] plus the gated attention output [S, D], then plus the gated MLP; in place. */
     merge(x, attended, S, [gate, shift, scale, mlpGate], { normed, hidden }) {
         const { kernels, out, mlp } = this;
-        kernels.linear_gated(x, attended, out.weight, out.bias, S, out.n, out.k, gate);
+        kernels.linear_gated(x, attended, out.k, out.weight, out.bias, S, out.n, out.k, gate);
         kernels.modulate(normed, x, S, out.n, shift, scale);
-        kernels.linear_gelu(hidden, normed, mlp[0].weight, mlp[0].bias, S, mlp[0].n, mlp[0].k);
-        kernels.linear_gated(x, hidden, mlp[2].weight, mlp[2].bias, S, mlp[2].n, mlp[2].k, mlpGate);
+        const step = mlp[0].n + GAP;
+        kernels.linear_gelu(hidden, step, normed, mlp[0].weight, mlp[0].bias, S, mlp[0].n, mlp[0].k);
+        kernels.linear_gated(x, hidden, step, mlp[2].weight, mlp[2].bias, S, mlp[2].n, mlp[2].k, mlpGate);
     }
 }
 
@@ -192,8 +197,8 @@ export class DiT {
             normed: memory.take(S * width),
             qkv: memory.take(T * (heads + 2) * headDim),
             attended: memory.take(T * width),
-            hidden: memory.take(S * 4 * width),
-            attention: memory.take(panels(T) * (headDim + CHUNK) + panels(headDim) * T),
+            hidden: memory.take(S * (4 * width + GAP)),
+            attention: memory.take(kernels.attention_space(T, headDim)),
         };
     }
 
@@ -228,13 +233,13 @@ export class DiT {
     velocity(x, modulations, labels) {
         const v = new Float32Array(x.length), pixels = SIZE * SIZE;
         labels.forEach((label, i) => {
-            v.set(this.forward(x.subarray(i * pixels, (i + 1) * pixels), modulations, label), i * pixels);
+            v.set(this.velocityOfOne(x.subarray(i * pixels, (i + 1) * pixels), modulations, label), i * pixels);
         });
         return v;
     }
 
     /** The forward pass for one image. */
-    forward(x, modulations, label) {
+    velocityOfOne(x, modulations, label) {
         const { kernels, memory, image, patches, width: D, space } = this, S = this.side ** 2;
         this.rearrange(x, this.embedPatch.k, (tokens, pixels, i, j) => (tokens[i] = pixels[j]));
         linear(kernels, image, patches, this.embedPatch, S); // [S, D]
@@ -254,7 +259,7 @@ export class DiT {
         return v;
     }
 
-    /** "(h p) (w q) <-> (h w) (p q)": `move(tokens, pixels, i, j)` for each pair of places; a token has `step` numbers. */
+    /** Calls `move(tokens, pixels, i, j)` for each place of "(h p) (w q)" and of "(h w) (p q)", tokens `step` apart. */
     rearrange(pixels, step, move) {
         const { patch, side } = this, tokens = this.memory.at(this.patches, side * side * step);
         for (let h = 0; h < side; h++)

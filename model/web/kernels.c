@@ -1,11 +1,13 @@
 // The arithmetic of the network for WebAssembly, four floats at a time; dit.js calls it in the order of dit.py.
 //
-// Built with the PyPI package ziglang, in this folder. Relaxed SIMD has a fused multiply-add; not every browser has it.
-//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128 -O3 -nostdlib -Wl,--no-entry -Wl,--strip-all -Wl,--export=__heap_base -o kernels.wasm kernels.c
-//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128+relaxed_simd -O3 -nostdlib -Wl,--no-entry -Wl,--strip-all -Wl,--export=__heap_base -o kernels-relaxed.wasm kernels.c
+// Built in this folder by the PyPI package ziglang. Relaxed SIMD multiplies and adds at once, where the browser has it.
+//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128 -O3 -nostdlib
+//     -Wl,--no-entry,--strip-all,--export=__heap_base -o kernels.wasm kernels.c
+//   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128+relaxed_simd -O3 -nostdlib
+//     -Wl,--no-entry,--strip-all,--export=__heap_base -o kernels-relaxed.wasm kernels.c
 //
-// Matrices are row-major; `rows` counts tokens. A matrix [n, k] that is multiplied with lies in panels of 8 of its n
-// rows, [n / 8, k, 8], filled up with zeros: so one product reads it front to back. `n` is a multiple of 4.
+// Matrices lie in memory row by row; `rows` counts tokens. A layer's weights [n, k] lie in panels of 8 of their n rows,
+// [n / 8, k, 8], filled up with zeros, so that a product reads them from front to back. Every n is a multiple of 4.
 #include <wasm_simd128.h>
 
 #define EXPORT(name) __attribute__((export_name(#name)))
@@ -17,7 +19,11 @@
 #define MADD(a, b, c) wasm_f32x4_add(wasm_f32x4_mul(a, b), c)
 #endif
 
-enum { PANEL = 8, TILE = 6, CHUNK = 24 };
+enum {
+    PANEL = 8,   // columns of a product at a time
+    TILE = 4,    // rows at a time: more than 4 · 8 sums would not stay in the registers
+    CHUNK = 28,  // queries at a time, whose scores stay in the cache
+};
 typedef v128_t f4;
 
 INLINE f4 load(const float *p) { return wasm_v128_load(p); }
@@ -107,34 +113,35 @@ INLINE void tile(int count, float *out, int out_step, const float *x, int x_step
         finish(out + r * out_step + 4, add(high[r], load(bias + 4)), kind, gate + 4);
 }
 
-// out[rows, n] = x[rows, k] · wᵀ + bias, with w [n, k] in panels; `bias_step` 0 repeats the first 8 of `bias`.
+// out[rows, n] = x[rows, k] · wᵀ + bias, with w [n, k] in panels. Without `bias_step`, all panels have the same bias.
 INLINE void product(float *out, int out_step, const float *x, int x_step, const float *w, const float *bias,
                     int bias_step, int rows, int n, int k, int kind, const float *gate) {
-    for (int c = 0; c < n; c += PANEL, w += PANEL * k, bias += bias_step, gate += PANEL) {
+    for (int c = 0; c < n; c += PANEL, w += PANEL * k, bias += bias_step) {
         int wide = n - c > 4, r = 0;
         for (; r + TILE <= rows; r += TILE)
-            tile(TILE, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate);
-        for (; r + 2 <= rows; r += 2)
-            tile(2, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate);
+            tile(TILE, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate + c);
         for (; r < rows; r++)
-            tile(1, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate);
+            tile(1, out + r * out_step + c, out_step, x + r * x_step, x_step, w, bias, wide, k, kind, gate + c);
     }
 }
 
+static const float zeros[PANEL];
+
 EXPORT(linear) void linear(float *out, const float *x, const float *w, const float *bias, int rows, int n, int k) {
-    product(out, n, x, k, w, bias, PANEL, rows, n, k, PLAIN, 0);
+    product(out, n, x, k, w, bias, PANEL, rows, n, k, PLAIN, zeros);
 }
 
+// The rows of `out` are `step` apart.
 EXPORT(linear_gelu)
-void linear_gelu(float *out, const float *x, const float *w, const float *bias, int rows, int n, int k) {
-    product(out, n, x, k, w, bias, PANEL, rows, n, k, GELU, 0);
+void linear_gelu(float *out, int step, const float *x, const float *w, const float *bias, int rows, int n, int k) {
+    product(out, step, x, k, w, bias, PANEL, rows, n, k, GELU, zeros);
 }
 
-// out[rows, n] += gate[n] · (x · wᵀ + bias): the residual branches.
+// out[rows, n] += gate[n] · (x · wᵀ + bias): the residual branches. The rows of `x` are `step` apart.
 EXPORT(linear_gated)
-void linear_gated(float *out, const float *x, const float *w, const float *bias, int rows, int n, int k,
+void linear_gated(float *out, const float *x, int step, const float *w, const float *bias, int rows, int n, int k,
                   const float *gate) {
-    product(out, n, x, k, w, bias, PANEL, rows, n, k, GATED, gate);
+    product(out, n, x, step, w, bias, PANEL, rows, n, k, GATED, gate);
 }
 
 // x · sigmoid(x), in place.
@@ -184,20 +191,25 @@ EXPORT(rotate) void rotate(float *qkv, const float *rotary, int rows, int row_st
             }
 }
 
-// Multi-query attention. qkv is [tokens, heads + 2, d]: the queries, then the one key and the one value of each token.
-// Writes out [tokens, heads, d] from token `first` on. `space` holds (panels(tokens)·8)·(d + CHUNK) + panels(d)·8·tokens.
+// How many numbers `attend` needs for keys, scores and values.
+EXPORT(attention_space) int attention_space(int tokens, int d) {
+    return panels(tokens) * PANEL * (d + CHUNK) + panels(d) * PANEL * tokens;
+}
+
+// Multi-query attention. qkv [tokens, heads + 2, d] holds the queries, the key and the value of each token; writes
+// out [tokens, heads, d] from token `first` on.
 EXPORT(attend)
 void attend(float *out, const float *qkv, int first, int tokens, int heads, int d, float *space) {
-    static const float zeros[PANEL];
     int row_step = (heads + 2) * d, width = heads * d, columns = panels(tokens) * PANEL;
     float *keys = space, *scores = keys + columns * d, *values = scores + columns * CHUNK;
     f4 scale = all(1 / __builtin_sqrtf(d));
     pack(keys, qkv + width, tokens, row_step, d, 1);
     pack(values, qkv + width + d, d, 1, tokens, row_step);
     for (int h = 0; h < heads; h++)
-        for (int token = first; token < tokens; token += CHUNK) {  // few enough that the scores stay in the cache
+        for (int token = first; token < tokens; token += CHUNK) {
             int rows = tokens - token < CHUNK ? tokens - token : CHUNK;
-            product(scores, columns, qkv + token * row_step + h * d, row_step, keys, zeros, 0, rows, columns, d, PLAIN, 0);
+            product(scores, columns, qkv + token * row_step + h * d, row_step, keys, zeros, 0, rows, columns, d, PLAIN,
+                    zeros);
             for (int r = 0; r < rows; r++) {  // softmax
                 float *s = scores + r * columns;
                 for (int i = tokens; i < columns; i++) s[i] = -1e30f;  // no tokens: e^… is 0 below
@@ -213,6 +225,7 @@ void attend(float *out, const float *qkv, int first, int tokens, int heads, int 
                 f4 inverse = all(1 / lane_sum(total));
                 for (int i = 0; i < columns; i += 4) store(s + i, mul(load(s + i), inverse));
             }
-            product(out + token * width + h * d, width, scores, columns, values, zeros, 0, rows, d, tokens, PLAIN, 0);
+            product(out + token * width + h * d, width, scores, columns, values, zeros, 0, rows, d, tokens, PLAIN,
+                    zeros);
         }
 }

@@ -1,6 +1,25 @@
-// The noise of a seed: the same numbers as torch.randn(784, generator=torch.Generator().manual_seed(seed)), to 5e-6.
+// The noise of a seed: the numbers of torch.randn with a generator of that seed, as in flow.noise, to 5e-6.
 
-/** The Mersenne Twister mt19937 (Matsumoto & Nishimura, 1998): a function that returns its next 32 bits. */
+/**
+ * Standard normal noise of a whole-number seed for one image: Float32Array [784].
+ *
+ * As torch.randn on a CPU: uniform numbers of 24 bits, then Box–Muller in blocks of 16, where number i goes with number
+ * i + 8. Rounds to float32 wherever PyTorch does.
+ */
+export function noise(seed) {
+    const next = mersenneTwister(seed), f = Math.fround;
+    const x = Float32Array.from({ length: 28 * 28 }, () => (next() & 0xffffff) / 2 ** 24);
+    for (let block = 0; block < x.length; block += 16)
+        for (let i = block; i < block + 8; i++) {
+            const radius = f(Math.sqrt(f(-2 * f(Math.log(f(1 - x[i]))))));
+            const angle = f(f(2 * Math.PI) * x[i + 8]);
+            x[i] = radius * Math.cos(angle);
+            x[i + 8] = radius * Math.sin(angle);
+        }
+    return x;
+}
+
+/** The generator mt19937 (Matsumoto & Nishimura, 1998), as a function that returns the next 32 bits. */
 function mersenneTwister(seed) {
     const state = new Uint32Array(624);
     state[0] = seed;
@@ -20,23 +39,4 @@ function mersenneTwister(seed) {
         y ^= (y << 15) & 0xefc60000;
         return y ^ (y >>> 18);
     };
-}
-
-/**
- * Standard normal noise of a whole number `seed` for one image: Float32Array [784].
- *
- * Uniform numbers of 24 bits, then Box–Muller in blocks of 16, where number i goes with number i + 8. Rounds to float32
- * wherever PyTorch does.
- */
-export function noise(seed) {
-    const next = mersenneTwister(seed), f = Math.fround;
-    const x = Float32Array.from({ length: 784 }, () => (next() & 0xffffff) / 2 ** 24);
-    for (let block = 0; block < x.length; block += 16)
-        for (let i = block; i < block + 8; i++) {
-            const radius = f(Math.sqrt(f(-2 * f(Math.log(f(1 - x[i]))))));
-            const angle = f(f(2 * Math.PI) * x[i + 8]);
-            x[i] = radius * Math.cos(angle);
-            x[i + 8] = radius * Math.sin(angle);
-        }
-    return x;
 }

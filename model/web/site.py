@@ -22,7 +22,7 @@ from model.dit import DiT
 
 HERE = Path(__file__).parent
 INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE = "index.html", "sw.js", "picture.png", "icon.png", "LICENSE"
-SCRIPTS = ("site.css", "site.js", "worker.js", "weights.js", "dit.js", "flow.js", "noise.js")
+SCRIPTS = ("site.css", "site.js", "worker.js", "weights.js", "check.js", "dit.js", "flow.js", "noise.js")
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 SHARED = ("elements.css", "files.js", "film.js", "sheet.js")  # in model/page/
 CODE, WEIGHTS = "code-", "weights-"  # folders, followed by twelve digits of a hash of what is in them

@@ -6,11 +6,9 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 from base64 import b64decode
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from model import flow, images, weights
 from model.dit import DiT
 from model.sampling import SamplingConfig, states
-from tests.server import ROOT
+from tests.server import ROOT, serve_files
 
 WEB = ROOT / "model/web"
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
@@ -52,11 +50,6 @@ window.engine = {
 </script>"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder with the engine and an empty page, served over HTTP: the folder and its address."""
@@ -64,11 +57,8 @@ def site(tmp_path_factory):
     shutil.copytree(WEB, folder, dirs_exist_ok=True)
     (folder / "engine.html").write_text(PAGE, encoding="utf-8")
     (folder / "weights").symlink_to(weights.BUNDLED)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve_files(folder) as address:
+        yield folder, address
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 // The noise of a seed: the numbers of torch.randn with a generator of that seed, as in flow.noise, to 5e-6.
 
-/**
- * Standard normal noise of a whole-number seed for one image: Float32Array [784].
- *
- * As torch.randn on a CPU: uniform numbers of 24 bits, then Box–Muller in blocks of 16, where number i goes with number
- * i + 8. Rounds to float32 wherever PyTorch does.
- */
+// Standard normal noise of a whole-number seed for one image: Float32Array [784].
+//
+// As torch.randn on a CPU: uniform numbers of 24 bits, then Box–Muller in blocks of 16, where number i goes with number
+// i + 8. Rounds to float32 wherever PyTorch does.
 export function noise(seed) {
     const next = mersenneTwister(seed), f = Math.fround;
-    const x = Float32Array.from({ length: 28 * 28 }, () => (next() & 0xffffff) / 2 ** 24);
+    const x = Float32Array.from({length: 28 * 28}, () => (next() & 0xffffff) / 2 ** 24);
     for (let block = 0; block < x.length; block += 16)
         for (let i = block; i < block + 8; i++) {
             const radius = f(Math.sqrt(f(-2 * f(Math.log(f(1 - x[i]))))));
@@ -19,7 +17,7 @@ export function noise(seed) {
     return x;
 }
 
-/** The generator mt19937 (Matsumoto & Nishimura, 1998), as a function that returns the next 32 bits. */
+// The generator mt19937 (Matsumoto & Nishimura, 1998), as a function that returns the next 32 bits.
 function mersenneTwister(seed) {
     const state = new Uint32Array(624);
     state[0] = seed;

@@ -2,32 +2,30 @@
 // of model.safetensors, whose sha256 metrics.json may name. Whatever cannot be used throws an Error of one sentence.
 
 import * as check from "./check.js";
-import { SIZE } from "./dit.js";
+import {SIZE} from "./dit.js";
 
 const CONFIG = "config.json", TENSORS = "model.safetensors", METRICS = "metrics.json", SAMPLING = "sampling.json";
-const NETWORK = { width: 256, depth: 3, heads: 4, patch: 2, classes: 12, pixel_mean: 0.5, pixel_std: 0.3081 };
-const DRAWING = { steps: 20, guidance: 1, time_shift: 1.63206 };
-const MOVED = { time_shift: "time_shift", default_guidance: "guidance" }; // out of config.json, into sampling.json
+const NETWORK = {width: 256, depth: 3, heads: 4, patch: 2, classes: 12, pixel_mean: 0.5, pixel_std: 0.3081};
+const DRAWING = {steps: 20, guidance: 1, time_shift: 1.63206};
+const MOVED = {time_shift: "time_shift", default_guidance: "guidance"}; // out of config.json, into sampling.json
 const CLASSES = [..."0123456789", "black", "white"];
 const MAX_SIZE = 2 ** 24, MAX_HEADER = 1_000_000; // parameters of a matrix over all blocks; bytes
 
-/**
- * The weights in the folder at this URL: {config, sampling, tensors}, ready for `new DiT`.
- *
- * `report(got, total)` tells how many bytes of the tensors have arrived.
- */
+// The weights in the folder at this URL: {config, sampling, tensors}, ready for `new DiT`.
+//
+// `report(got, total)` tells how many bytes of the tensors have arrived.
 export async function load(folder, report) {
     const stop = new AbortController();
-    const get = async (name) => {
+    const get = async name => {
         const url = `${folder.replace(/\/$/, "")}/${name}`;
-        const response = await fetch(url, { signal: stop.signal }).catch(() => {
+        const response = await fetch(url, {signal: stop.signal}).catch(() => {
             throw new Error(`${url} cannot be reached; check the address and the connection`);
         });
         if (response.status === 404 && [SAMPLING, METRICS].includes(name)) return new Response("{}");
         if (!response.ok) throw new Error(`${url} cannot be loaded: the server answers ${response.status}`);
         return response;
     };
-    const getObject = async (name) => object(name, await (await get(name)).text());
+    const getObject = async name => object(name, await (await get(name)).text());
     try {
         const [file, config, sampling, metrics] = await Promise.all(
             [get(TENSORS), getObject(CONFIG), getObject(SAMPLING), getObject(METRICS)]);
@@ -35,16 +33,16 @@ export async function load(folder, report) {
         const bytes = await download(file, sizeOf(settings.config), report);
         const tensors = readTensors(bytes, settings.config);
         await checkHash(bytes, metrics.sha256?.[TENSORS]);
-        return { ...settings, tensors };
+        return {...settings, tensors};
     } finally {
         stop.abort(); // after an error, whatever is still on its way
     }
 }
 
-/** The same from {bytes: ArrayBuffer, config, sampling}: a file that is there already, and what the JSON files hold. */
+// The same from {bytes: ArrayBuffer, config, sampling}: a file that is there already, and what the JSON files hold.
 export function open({ bytes, config, sampling = {} }) {
     const settings = checked(config, sampling);
-    return { ...settings, tensors: readTensors(bytes, settings.config) };
+    return {...settings, tensors: readTensors(bytes, settings.config)};
 }
 
 function object(name, text) {
@@ -56,13 +54,13 @@ function object(name, text) {
     return found;
 }
 
-const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+const isObject = value => typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** The body of a response, an ArrayBuffer, which should hold tensors of `size` bytes. */
+// The body of a response, an ArrayBuffer, which should hold tensors of `size` bytes.
 async function download(response, size, report) {
     const reader = response.body.getReader(), parts = [];
     for (let got = 0; ; ) {
-        const { done, value } = await reader.read().catch(() => {
+        const {done, value} = await reader.read().catch(() => {
             throw new Error(`the connection broke while ${TENSORS} was loading; reload the page to try again`);
         });
         if (done) return new Blob(parts).arrayBuffer();
@@ -76,19 +74,19 @@ async function download(response, size, report) {
 async function checkHash(bytes, expected) {
     if (!expected || !globalThis.crypto?.subtle) return; // browsers keep it to https and localhost
     const digest = Array.from(new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)));
-    if (digest.map((byte) => byte.toString(16).padStart(2, "0")).join("") !== expected)
+    if (digest.map(byte => byte.toString(16).padStart(2, "0")).join("") !== expected)
         throw damaged(`its sha256 differs from the one in ${METRICS}`);
 }
 
-/** {config, sampling} with all their fields, each of its type and in its range. */
+// {config, sampling} with all their fields, each of its type and in its range.
 function checked(config, sampling) {
-    const network = { ...NETWORK }, older = {};
+    const network = {...NETWORK}, older = {};
     for (const [name, value] of Object.entries(config)) {
         if (Object.hasOwn(MOVED, name)) older[MOVED[name]] = value;
         else if (Object.hasOwn(NETWORK, name) || name === "class_names") network[name] = value;
         else throw new Error(`${CONFIG} is not of this network: unknown ${check.shown(name)}`);
     }
-    const { width, depth, heads, patch, classes, pixel_mean, pixel_std } = network;
+    const {width, depth, heads, patch, classes, pixel_mean, pixel_std} = network;
     check.whole(`${CONFIG}: width`, width, 1, 4096);
     check.whole(`${CONFIG}: depth`, depth, 1, 100);
     check.whole(`${CONFIG}: heads`, heads, 1, width);
@@ -101,27 +99,27 @@ function checked(config, sampling) {
     if (SIZE % patch) throw new Error(`${CONFIG}: patch ${patch} does not divide ${SIZE} pixels`);
     network.class_names = checkedNames(network.class_names, classes);
 
-    const drawing = { ...DRAWING, ...(Object.keys(sampling).length ? sampling : older) };
-    const unknown = Object.keys(drawing).find((name) => !Object.hasOwn(DRAWING, name));
+    const drawing = {...DRAWING, ...(Object.keys(sampling).length ? sampling : older)};
+    const unknown = Object.keys(drawing).find(name => !Object.hasOwn(DRAWING, name));
     if (unknown) throw new Error(`${SAMPLING} may not hold ${check.shown(unknown)}`);
     check.sampling(drawing, `${SAMPLING}: `);
-    return { config: network, sampling: drawing };
+    return {config: network, sampling: drawing};
 }
 
-/** The names of the classes; by default MNIST's, or numbers where there are more classes. */
+// The names of the classes; by default MNIST's, or numbers where there are more classes.
 function checkedNames(names, classes) {
-    names ??= classes <= CLASSES.length ? CLASSES.slice(0, classes) : Array.from({ length: classes }, (_, i) => `${i}`);
+    names ??= classes <= CLASSES.length ? CLASSES.slice(0, classes) : Array.from({length: classes}, (_, i) => `${i}`);
     const plain = /^[\p{L}\p{N}_]([\p{L}\p{N}_ .+-]{0,58}[\p{L}\p{N}_+-])?$/u;
-    const isPlain = (name) => typeof name === "string" && plain.test(name);
+    const isPlain = name => typeof name === "string" && plain.test(name);
     if (!Array.isArray(names) || names.length !== classes || new Set(names).size < classes || !names.every(isPlain))
         throw new Error(`${CONFIG}: class_names must be a list of ${classes} different plain names`);
     return names;
 }
 
-/** The shape of every tensor, by its name in PyTorch. */
-function shapes({ width: D, depth, heads, patch, classes }) {
-    const found = { "embed_label.weight": [classes + 1, D] };
-    const linear = (name, k, n) => Object.assign(found, { [`${name}.weight`]: [n, k], [`${name}.bias`]: [n] });
+// The shape of every tensor, by its name in PyTorch.
+function shapes({width: D, depth, heads, patch, classes}) {
+    const found = {"embed_label.weight": [classes + 1, D]};
+    const linear = (name, k, n) => Object.assign(found, {[`${name}.weight`]: [n, k], [`${name}.bias`]: [n]});
     const stream = (name, heads, d) => {
         linear(`${name}.qkv`, D, (heads + 2) * d);
         found[`${name}.qk_scale`] = [heads + 1, d];
@@ -144,17 +142,15 @@ function shapes({ width: D, depth, heads, patch, classes }) {
     return found;
 }
 
-const bytesOf = (shape) => 2 * shape.reduce((a, b) => a * b, 1);
-const sizeOf = (config) => Object.values(shapes(config)).reduce((sum, shape) => sum + bytesOf(shape), 0);
-const damaged = (how) => new Error(`${TENSORS} is damaged: ${how}; download it again`);
+const bytesOf = shape => 2 * shape.reduce((a, b) => a * b, 1);
+const sizeOf = config => Object.values(shapes(config)).reduce((sum, shape) => sum + bytesOf(shape), 0);
+const damaged = how => new Error(`${TENSORS} is damaged: ${how}; download it again`);
 const foreign = () => new Error(`${TENSORS} does not hold the tensors of the network in ${CONFIG}`);
 
-/**
- * The tensors of a safetensors file, {name: Uint16Array of float16}.
- *
- * The file is 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, and the
- * numbers, one tensor after the other. Name, type, shape and place of each are checked.
- */
+// The tensors of a safetensors file, {name: Uint16Array of float16}.
+//
+// The file is 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, and the
+// numbers, one tensor after the other. Name, type, shape and place of each are checked.
 function readTensors(buffer, config) {
     const text = (begin, length) => new TextDecoder().decode(new Uint8Array(buffer, begin, length));
     if (buffer.byteLength < 8) throw damaged("it is cut short");
@@ -173,7 +169,7 @@ function readTensors(buffer, config) {
     if (Object.keys(header).sort().join() !== names.sort().join()) throw foreign();
     let end = 0;
     for (const name of names.sort((a, b) => header[a].data_offsets?.[0] - header[b].data_offsets?.[0])) {
-        const { dtype, shape, data_offsets } = header[name], size = bytesOf(expected[name]);
+        const {dtype, shape, data_offsets} = header[name], size = bytesOf(expected[name]);
         if (dtype !== "F16") throw new Error(`${name} in ${TENSORS} has the type ${check.shown(dtype)}, not F16`);
         if (String(shape) !== String(expected[name])) throw foreign();
         if (String(data_offsets) !== String([end, end + size])) throw damaged("its tensors overlap or leave gaps");

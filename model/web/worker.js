@@ -11,21 +11,21 @@
 // A newer draw, or stop, drops the older one between two steps; nothing more is heard of that one.
 
 import * as check from "./check.js";
-import { DiT } from "./dit.js";
-import { guided, sample, timeGrid, toPixels } from "./flow.js";
-import { noise } from "./noise.js";
+import {DiT} from "./dit.js";
+import {guided, sample, timeGrid, toPixels} from "./flow.js";
+import {noise} from "./noise.js";
 import * as weightsOf from "./weights.js";
 
 let loaded; // {network, config}
 let newest; // the id of the drawing that goes on
 
-async function load({ weights, relaxed = hasRelaxed() }) {
+async function load({weights, relaxed = hasRelaxed()}) {
     const engine = relaxed ? "kernels-relaxed.wasm" : "kernels.wasm";
-    const report = (got, total) => postMessage({ kind: "progress", got, total });
+    const report = (got, total) => postMessage({kind: "progress", got, total});
     const read = typeof weights === "string" ? weightsOf.load(weights, report) : weightsOf.open(weights);
-    const [kernels, { config, sampling, tensors }] = await Promise.all([instantiate(engine), read]);
-    loaded = { network: new DiT(kernels, config, tensors), config };
-    postMessage({ kind: "ready", config, sampling, engine });
+    const [kernels, {config, sampling, tensors}] = await Promise.all([instantiate(engine), read]);
+    loaded = {network: new DiT(kernels, config, tensors), config};
+    postMessage({kind: "ready", config, sampling, engine});
 }
 
 async function instantiate(engine) {
@@ -37,27 +37,27 @@ async function instantiate(engine) {
     }
 }
 
-/** Whether the browser has relaxed SIMD: does it accept a function of f32x4.relaxed_madd? */
+// Whether the browser has relaxed SIMD: does it accept a function of f32x4.relaxed_madd?
 function hasRelaxed() {
     const types = [1, 8, 1, 96, 3, 123, 123, 123, 1, 123], functions = [3, 2, 1, 0];
     const code = [10, 13, 1, 11, 0, 32, 0, 32, 1, 32, 2, 253, 133, 2, 11];
     return WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, ...types, ...functions, ...code));
 }
 
-async function draw({ id, labels, seeds, steps, guidance, time_shift }) {
+async function draw({id, labels, seeds, steps, guidance, time_shift}) {
     newest = id;
     if (!loaded) throw new Error("there are no weights to draw with yet");
-    const { network, config: { pixel_mean: mean, pixel_std: std } } = loaded;
+    const {network, config: {pixel_mean: mean, pixel_std: std}} = loaded;
     if (labels.length !== seeds.length) throw new Error(`${labels.length} labels for ${seeds.length} seeds`);
     for (const label of labels) check.whole("label", label, 0, network.nullLabel);
     for (const seed of seeds) check.whole("seed", seed, 0, 2 ** 31 - 1);
-    check.sampling({ steps, guidance, time_shift });
+    check.sampling({steps, guidance, time_shift});
 
     const started = performance.now(), times = timeGrid(steps, time_shift);
-    const start = Float32Array.from(seeds.flatMap((seed) => [...noise(seed)]));
+    const start = Float32Array.from(seeds.flatMap(seed => [...noise(seed)]));
     const velocity = guided(network.withCachedModulations(times.slice(0, -1)), labels, network.nullLabel, guidance);
     let i = 0;
-    for (const { t, x, v } of sample(velocity, start, times)) {
+    for (const {t, x, v} of sample(velocity, start, times)) {
         const predicted = v ? x.map((value, j) => value - t * v[j]) : x;
         postMessage({
             kind: "state", id, i: i++, t, x: toPixels(x, mean, std), predicted: toPixels(predicted, mean, std),
@@ -66,23 +66,23 @@ async function draw({ id, labels, seeds, steps, guidance, time_shift }) {
         await messages();
         if (newest !== id) return;
     }
-    postMessage({ kind: "done", id });
+    postMessage({kind: "done", id});
 }
 
 async function stop() {
     newest = undefined;
 }
 
-/** Resolves once the messages that have arrived are handled; a timer would take 4 ms. */
+// Resolves once the messages that have arrived are handled; a timer would take 4 ms.
 function messages() {
-    const { port1, port2 } = new MessageChannel();
-    return new Promise((resolve) => {
+    const {port1, port2} = new MessageChannel();
+    return new Promise(resolve => {
         port1.onmessage = () => resolve(port1.close());
         port2.postMessage(null);
     });
 }
 
-onmessage = ({ data }) => {
-    const { kind, id } = data;
-    ({ load, draw, stop })[kind](data).catch(({ message }) => postMessage({ kind: "error", id, message }));
+onmessage = ({data}) => {
+    const {kind, id} = data;
+    ({load, draw, stop})[kind](data).catch(({message}) => postMessage({kind: "error", id, message}));
 };

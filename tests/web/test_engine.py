@@ -6,10 +6,9 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
+from base64 import b64decode
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from model import flow, images, weights
 from model.dit import DiT
 from model.sampling import SamplingConfig, states
-from tests.server import ROOT
+from tests.server import ROOT, serve_files
 
 WEB = ROOT / "model/web"
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
@@ -30,8 +29,8 @@ ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 PAGE = """<!doctype html><meta charset="utf-8"><title>Engine</title><script type="module">
 import { noise } from "./noise.js";
 const worker = new Worker("./worker.js", { type: "module" }), last = new Set(["ready", "done", "error"]);
-const plain = (message) => Object.fromEntries(
-    Object.entries(message).map(([name, value]) => [name, ArrayBuffer.isView(value) ? Array.from(value) : value]));
+const plain = (message) => Object.fromEntries(Object.entries(message).map(
+    ([name, value]) => [name, ArrayBuffer.isView(value) ? btoa(String.fromCharCode(...value)) : value]));
 window.engine = {
     noise: (seed) => Array.from(noise(seed)),
     send: (message) => worker.postMessage(message),
@@ -51,11 +50,6 @@ window.engine = {
 </script>"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder with the engine and an empty page, served over HTTP: the folder and its address."""
@@ -63,11 +57,8 @@ def site(tmp_path_factory):
     shutil.copytree(WEB, folder, dirs_exist_ok=True)
     (folder / "engine.html").write_text(PAGE, encoding="utf-8")
     (folder / "weights").symlink_to(weights.BUNDLED)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve_files(folder) as address:
+        yield folder, address
 
 
 @contextmanager
@@ -135,7 +126,8 @@ def assert_same(answers: list[dict], expected: list[dict]) -> None:
             if theirs[name] is None:
                 assert mine.get(name) is None
             else:
-                difference = np.array(mine[name]) - theirs[name].numpy().ravel().astype(int)
+                pixels = np.frombuffer(b64decode(mine[name]), np.uint8)
+                difference = pixels.astype(int) - theirs[name].numpy().ravel()
                 assert np.abs(difference).max() <= 1, (name, mine["i"])
 
 

@@ -144,7 +144,7 @@ class Studio:
     # ---- what runs on the GPU, once every value is checked
 
     def film(self, label, seed, config):
-        return sampling.draw_one(self.network, label, seed, config)
+        return sampling.draw_film(self.network, torch.tensor([label]), [seed], config)
 
     def columns(self, labels, seed, config):
         yield from sampling.compare_steps(self.network, labels, seed, config)
@@ -175,7 +175,7 @@ class Studio:
         """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255
         white."""
         with sentences():
-            return self.draw_one(digit, seed, self.sampling.updated(steps=steps, guidance=guidance)).digit.tolist()
+            return self.draw_one(digit, seed, self.sampling.updated(steps=steps, guidance=guidance)).digits[0].tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of

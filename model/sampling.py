@@ -1,7 +1,13 @@
-"""From labels and seeds to digits: how to draw, batches of digits, and one digit with all its states."""
+"""From labels and seeds to digits: how to draw, batches of digits, and films of digits with all their states.
+
+Whatever draws takes a `turn`: a function that returns a context manager, which is entered around each network call and
+left between the sampler's steps. Drawings that share a lock take turns this way; an exception that `turn` raises ends
+the drawing at that step.
+"""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -14,6 +20,7 @@ MAX_NUMBER = 16  # digits of a number to write
 MAX_CLASSES = 1000  # characters of a list of classes
 MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # labels of the training set
 STEP_COUNTS = (1, 2, 4, 8, 16, 32)  # of the comparison
+Turn = Callable[[], AbstractContextManager]
 CPU_BATCH, GPU_BATCH = 10, 500  # on a CPU so few that a block's activations stay in the cache
 
 
@@ -94,36 +101,45 @@ def parse_number(text: str) -> torch.Tensor:
     return torch.tensor([int(character) for character in text])
 
 
-def states(network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig) -> Iterator[flow.State]:
+def states(
+    network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
+) -> Iterator[flow.State]:
     """The sampler's states from noise to digits, for labels `[B]` and one seed per label."""
     device = next(network.parameters()).device
     times = flow.time_grid(sampling.steps, sampling.time_shift)
     cached = network.with_cached_modulations(times[:-1])
     velocity = flow.guided(cached, labels.to(device), network.null_label, sampling.guidance)
-    return flow.sample(velocity, flow.noise(seeds).to(device), times)
+
+    def in_turn(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
+        with turn():
+            return velocity(x, t, t_next)
+
+    return flow.sample(in_turn, flow.noise(seeds).to(device), times)
 
 
-def draw(network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig) -> Iterator[torch.Tensor]:
+def draw(
+    network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
+) -> Iterator[torch.Tensor]:
     """One digit per label `[N]`, in batches of uint8 `[·, 28, 28]` on the CPU; digit i uses the noise of `seed` + i."""
     for begin in range(0, len(labels), size := CPU_BATCH if network.rotary.is_cpu else GPU_BATCH):
         batch = labels[begin : begin + size]
-        *_, last = states(network, batch, range(seed + begin, seed + begin + len(batch)), sampling)
+        *_, last = states(network, batch, range(seed + begin, seed + begin + len(batch)), sampling, turn)
         yield images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
 
 
 @dataclass(frozen=True)
 class Film:
-    """The states of one drawing, from noise to image; pictures are uint8 `[steps + 1, 28, 28]`."""
+    """The states of N digits drawn together, from noise to images; pictures are uint8 `[steps + 1, N, 28, 28]`."""
 
     times: list[float]
     noisy: torch.Tensor  # x_t
     predicted: torch.Tensor  # x_t − t·v, the image predicted at t
-    velocity: torch.Tensor  # v, mid-grey is 0; uint8 [steps, 28, 28]
+    velocity: torch.Tensor  # v, mid-grey is 0; uint8 [steps, N, 28, 28]
     milliseconds: float
 
     @property
-    def digit(self) -> torch.Tensor:
-        """The finished image, uint8 `[28, 28]`."""
+    def digits(self) -> torch.Tensor:
+        """The finished images, uint8 `[N, 28, 28]`."""
         return self.noisy[-1]
 
     def frames(self, count: int) -> list[int]:
@@ -133,26 +149,36 @@ class Film:
         return [round(i * last / (count - 1)) for i in range(count)]
 
 
-def draw_one(network: DiT, label: int, seed: int, sampling: SamplingConfig) -> Film:
-    """Draw one digit and keep every state."""
+def draw_film(
+    network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
+) -> Film:
+    """Draw labels `[N]`, each from the noise of its seed, in one batch, and keep every state."""
+    return film(network, states(network, labels, seeds, sampling, turn))
+
+
+def film(network: DiT, path: Iterable[flow.State]) -> Film:
+    """Go along a path of `B` images and keep every state."""
     started = time.perf_counter()
-    path = list(states(network, torch.tensor([label]), [seed], sampling))
-    noisy = torch.cat([state.x for state in path])
-    velocity = torch.cat([state.v for state in path[:-1]])
-    t = torch.tensor([state.t for state in path[:-1]], device=noisy.device).view(-1, 1, 1, 1)
-    predicted = torch.cat([noisy[:-1] - t * velocity, noisy[-1:]])
-    pixels = [images.to_pixels(x, network.pixel_mean, network.pixel_std).cpu() for x in (noisy, predicted)]
-    arrows = images.to_pixels(velocity, 0.5, 1 / 6).cpu()  # ±3 standard deviations map to black and white
-    return Film([state.t for state in path], *pixels, arrows, 1000 * (time.perf_counter() - started))
+    path = list(path)
+    x = torch.stack([state.x for state in path])  # [steps + 1, B, 1, 28, 28]
+    v = torch.stack([torch.zeros_like(state.x) if state.v is None else state.v for state in path])
+    t = torch.tensor([state.t for state in path], device=x.device).view(-1, 1, 1, 1, 1)
+
+    def pixels(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+        return images.to_pixels(x.flatten(0, 1), mean, std).unflatten(0, x.shape[:2]).cpu()
+
+    noisy, predicted = (pixels(image, network.pixel_mean, network.pixel_std) for image in (x, x - t * v))
+    velocity = pixels(v[:-1], 0.5, 1 / 6)  # ±3 standard deviations map to black and white
+    return Film([state.t for state in path], noisy, predicted, velocity, 1000 * (time.perf_counter() - started))
 
 
 def compare_steps(
-    network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig
+    network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Iterator[tuple[int, torch.Tensor, float]]:
     """The same noise for every label `[B]`, at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`,
     milliseconds."""
     for steps in STEP_COUNTS:
         started = time.perf_counter()
-        *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps))
+        *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps), turn)
         pixels = images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
         yield steps, pixels, 1000 * (time.perf_counter() - started)

@@ -36,10 +36,10 @@ def digit_html(film: Film, digit: str, seed: int, sampling: SamplingConfig) -> s
     link."""
     article = "An" if digit == "8" else "A"
     text = f"{article} {named(digit)}, drawn {in_steps(sampling.steps)} from the noise of seed {seed}"
-    few = film.noisy[film.frames(16)]
+    few = film.noisy[film.frames(16), 0]
     moving = picture(images.animation(few, 500), text)
-    still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digit))}">'
-    name, saved = f"{digit}-seed{seed}", images.png(film.digit, 16, sampling.recipe(digit, seed))
+    still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digits[0]))}">'
+    name, saved = f"{digit}-seed{seed}", images.png(film.digits[0], 16, sampling.recipe(digit, seed))
     return (
         f'<div class="digit" data-link="{link(digit, seed, sampling)}"><picture>{still}{moving}</picture><p>'
         f'<a download="{name}.png" href="{uri(saved)}">Save picture</a> '
@@ -60,7 +60,7 @@ def film_html(film: Film, with_velocity: bool) -> str:
         for i in indices:
             t = f"{film.times[i]:.2f}"
             figures += (
-                f"<figure>{picture(images.png(row[i]), f'{short} at t = {t}')}<figcaption>{t}</figcaption></figure>"
+                f"<figure>{picture(images.png(row[i, 0]), f'{short} at t = {t}')}<figcaption>{t}</figcaption></figure>"
             )
         parts += f'<h4>{title}</h4><div class="strip">{figures}</div>'
     return f'<div class="film">{parts}</div>'

@@ -17,13 +17,14 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
 from model import weights
-from model.sampling import draw_one
+from model.sampling import draw_film
 from tests.benchmark.load import flood
 from tests.server import ROOT, ask, close, memory_of, serve, wait_until
 
@@ -40,7 +41,8 @@ def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
     """What the page has to show, drawn here; the guidance is the weights' own unless given."""
     sampling = replace(bundled.sampling, steps=steps)
     sampling = sampling if guidance is None else replace(sampling, guidance=guidance)
-    return draw_one(bundled.network, label, seed, sampling).digit.numpy().astype(int)
+    film = draw_film(bundled.network, torch.tensor([label]), [seed], sampling)
+    return film.digits[0].numpy().astype(int)
 
 
 def decoded(source: str) -> np.ndarray:

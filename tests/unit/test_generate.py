@@ -1,7 +1,9 @@
 import math
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, astuple, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 from model import images, sampling, weights
+from model.flow import noise
 from model.generate import main
 from model.sampling import (
     MNIST_HISTOGRAM,
@@ -16,11 +19,16 @@ from model.sampling import (
     check_seed,
     compare_steps,
     draw,
-    draw_one,
+    draw_film,
     parse_labels,
     parse_number,
     states,
 )
+
+
+def close(a, b) -> bool:
+    """Equal up to rounding: products of other batch sizes differ in the last bit."""
+    return (a.int() - b.int()).abs().max() <= 1
 
 
 def test_labels():
@@ -113,17 +121,65 @@ def test_the_sampling_configuration_reaches_the_flow(small):
     assert not torch.allclose(path[-1].x, stronger[-1].x)
 
 
-def test_one_digit_keeps_every_state(small):
-    config = SamplingConfig(steps=4)
-    film = draw_one(small, 3, 7, config)
-    assert torch.equal(film.digit, torch.cat(list(draw(small, torch.tensor([3]), 7, config)))[0])
-    assert torch.equal(film.predicted[-1], film.digit)
-    assert (
-        film.predicted[-2].int() - film.digit.int()
-    ).abs().max() <= 1  # the last step goes to the image predicted there
+def test_a_film_keeps_every_state_of_each_digit(small):
+    labels, config = torch.tensor([3, 5]), SamplingConfig(steps=4, guidance=2)
+    film = draw_film(small, labels, [7, 8], config)
+    assert torch.equal(film.digits, torch.cat(list(draw(small, labels, 7, config))))
+    assert not torch.equal(film.digits[0], film.digits[1])
     assert [len(pictures) for pictures in (film.times, film.noisy, film.predicted, film.velocity)] == [5, 5, 5, 4]
+    assert {pictures.shape[1:] for pictures in (film.noisy, film.predicted, film.velocity)} == {(2, 28, 28)}
+    assert torch.equal(film.noisy[0], images.to_pixels(noise([7, 8]), small.pixel_mean, small.pixel_std))
+    assert torch.equal(film.predicted[-1], film.digits)
+    assert close(film.predicted[-2], film.digits)  # the last step goes to the image predicted there
+    for before, after in pairwise(range(3)):  # which no other state shows yet
+        assert not close(film.predicted[before], film.predicted[after])
+    states = [image.unsqueeze(1).double() for image in (film.noisy[0], film.predicted[0])]
+    arrow = (states[0] - states[1]) / small.pixel_std / 6 + 127.5  # x_1 − (x_1 − v); ±3 span 0 to 255
+    inside = (film.noisy[0] > 0) & (film.noisy[0] < 255) & (film.predicted[0] > 0) & (film.predicted[0] < 255)
+    assert (film.velocity[0].double() - arrow[:, 0])[inside].abs().max() <= 1
     assert film.frames(3) == [0, 2, 4]
     assert film.frames(99) == [0, 1, 2, 3, 4]
+
+
+class Turns:
+    """A turn that counts, and raises after `allowed` of them."""
+
+    def __init__(self, allowed: int = 10**9):
+        self.allowed, self.taken, self.inside = allowed, 0, False
+
+    @contextmanager
+    def __call__(self):
+        if self.taken == self.allowed:
+            raise KeyboardInterrupt
+        self.taken, self.inside = self.taken + 1, True
+        yield
+        self.inside = False
+
+
+@pytest.mark.parametrize("guidance", [1, 2])
+def test_a_turn_is_taken_around_each_network_call_and_over_between_the_steps(small, monkeypatch, guidance):
+    monkeypatch.setattr(sampling, "CPU_BATCH", 2)
+    monkeypatch.setattr(sampling, "STEP_COUNTS", (1, 4))
+    turns, calls, velocity = Turns(), [], small.velocity
+    monkeypatch.setattr(small, "velocity", lambda *inputs: calls.append(turns.inside) or velocity(*inputs))
+    labels, config = torch.tensor([3, 5, 7]), SamplingConfig(steps=3, guidance=guidance)
+    for _ in states(small, labels, range(3), config, turns):
+        assert not turns.inside
+    assert turns.taken == 3
+    list(draw(small, labels, 0, config, turns))  # two batches
+    assert turns.taken == 3 + 6
+    draw_film(small, labels, range(3), config, turns)
+    assert turns.taken == 9 + 3
+    list(compare_steps(small, labels, 0, config, turns))
+    assert turns.taken == 12 + 1 + 4
+    assert calls == [True] * 17
+
+
+def test_a_turn_that_is_refused_ends_the_drawing(small):
+    turns = Turns(allowed=2)
+    with pytest.raises(KeyboardInterrupt):
+        draw_film(small, torch.tensor([3]), [7], SamplingConfig(steps=5), turns)
+    assert turns.taken == 2
 
 
 def test_comparing_steps_starts_from_the_same_noise(small, monkeypatch):
@@ -132,8 +188,8 @@ def test_comparing_steps_starts_from_the_same_noise(small, monkeypatch):
     compared = {steps: pixels for steps, pixels, _ in compare_steps(small, labels, 7, config)}
     assert list(compared) == [1, 4]
     for place, label in enumerate([3, 5]):
-        alone = draw_one(small, label, 7, replace(config, steps=4)).digit
-        assert (compared[4][place].int() - alone.int()).abs().max() <= 1
+        alone = draw_film(small, torch.tensor([label]), [7], replace(config, steps=4)).digits[0]
+        assert close(compared[4][place], alone)
 
 
 def run(capsys, *arguments):

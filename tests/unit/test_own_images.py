@@ -213,7 +213,7 @@ def test_page_offers_the_classes_of_the_weights(tmp_path):
     studio = app.Studio(weights.load(str(tmp_path / "w")))
     assert studio.start["digit"] == "cat"
     config = SamplingConfig(steps=1)
-    assert studio.draw_one("my dog", 1, config).digit.shape == (28, 28)
+    assert studio.draw_one("my dog", 1, config).digits.shape == (1, 28, 28)
     assert studio.labels("my dog", 2).tolist() == [1, 1]
     assert [len(column[1]) for column in studio.compare_steps("all", 1, config)] == [2] * 6
     *_, sheet = studio.sheet_tab(["my dog"], "77", 3, 1, 1, 1.0, progress=lambda *_, **__: None)

@@ -1,104 +1,234 @@
-"""Drawings as HTML: pixelated images with alt texts, links that reopen a digit, and files to save."""
+"""What the page says and asks: its forms, its texts, and drawings as the values that the elements of film.js show."""
 
 import base64
-import io
-from urllib.parse import quote
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
 
+import gradio as gr
 import torch
 
-from model import images
+from model import sampling
 from model.sampling import Film, SamplingConfig
 
-FRAMES = 9  # pictures in a row of the film strip
+HERE = Path(__file__).parent
+TITLE = "Digits from noise"
+SENTENCE = "A small Diffusion Transformer turns noise into a handwritten digit, step by step."
+STYLES = ("elements.css", "page.css")
+SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
+
+# ---- the page around the drawings
 
 
-def picture(data: bytes, text: str) -> str:
-    """A PNG file as a pixelated `<img>` with an alt text."""
-    return f'<img class="pixels" alt="{text}" src="{uri(data)}">'
-
-
-def uri(data: bytes, kind: str = "image/png") -> str:
-    """A file as a data URI, so that nothing is stored on the server."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def named(digit: str) -> str:
-    """A class as it reads in a sentence: 7, black image."""
-    return digit if digit in "0123456789" else f"{digit} image"
-
-
-def in_steps(count: int) -> str:
-    return f"in {count} step{'s'[: count > 1]}"
-
-
-def digit_html(film: Film, digit: str, seed: int, sampling: SamplingConfig) -> str:
-    """The digit, animated once for half a second (unless the visitor prefers reduced motion), with its files and its
-    link."""
-    article = "An" if digit == "8" else "A"
-    text = f"{article} {named(digit)}, drawn {in_steps(sampling.steps)} from the noise of seed {seed}"
-    few = film.noisy[film.frames(16), 0]
-    moving = picture(images.animation(few, 500), text)
-    still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digits[0]))}">'
-    name, saved = f"{digit}-seed{seed}", images.png(film.digits[0], 16, sampling.recipe(digit, seed))
-    return (
-        f'<div class="digit" data-link="{link(digit, seed, sampling)}"><picture>{still}{moving}</picture><p>'
-        f'<a download="{name}.png" href="{uri(saved)}">Save picture</a> '
-        f'<a download="{name}-film.png" href="{uri(images.animation(few, 1500, 8))}">Save animation</a></p></div>'
+def head() -> str:
+    """The style and the scripts of the page, as they go into its head."""
+    style = "".join(read(name) for name in STYLES if (HERE / name).exists())
+    return f"<style>{style}</style>" + "".join(
+        f"<script>{read(name)}</script>" for name in SCRIPTS if (HERE / name).exists()
     )
 
 
-def film_html(film: Film, with_velocity: bool) -> str:
-    """Film strips from noise to the digit: x_t, the image predicted at t, and optionally the velocity."""
-    chosen = film.frames(FRAMES)
-    rows = [("x<sub>t</sub>: from noise (t = 1) to the digit (t = 0)", "x", film.noisy, chosen)]
-    rows.append(("x<sub>t</sub> − t·v: the image predicted at that moment", "prediction", film.predicted, chosen))
-    if with_velocity:
-        rows.append(("v: the velocity, grey where nothing changes", "velocity", film.velocity, chosen[:-1]))
-    parts = ""
-    for title, short, row, indices in rows:
-        figures = ""
-        for i in indices:
-            t = f"{film.times[i]:.2f}"
-            figures += (
-                f"<figure>{picture(images.png(row[i, 0]), f'{short} at t = {t}')}<figcaption>{t}</figcaption></figure>"
-            )
-        parts += f'<h4>{title}</h4><div class="strip">{figures}</div>'
-    return f'<div class="film">{parts}</div>'
+def read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
-def link(digit: str, seed: int, sampling: SamplingConfig) -> str:
-    """The query string that opens this digit."""
-    return f"?digit={quote(digit)}&seed={seed}&steps={sampling.steps}&guidance={sampling.guidance:g}"
+def title() -> str:
+    return f"<h1>{TITLE}</h1><p>{SENTENCE}</p>"
 
 
-def steps_html(columns: list[tuple[int, torch.Tensor, float]], rows: tuple[str, ...]) -> str:
-    """One row per class, one column per number of steps drawn so far, with its milliseconds."""
-    cells = ""
-    for count, pixels, milliseconds in columns:
-        labelled = zip(rows, pixels, strict=True)
-        pictures = "".join(picture(images.png(image), f"{named(row)} {in_steps(count)}") for row, image in labelled)
-        cells += f"<div><b>{count}</b>{pictures}<span>{milliseconds:.0f} ms</span></div>"
-    return f'<div class="steps">{cells}</div>'
+def digit_title() -> str:
+    """The heading that the script fills, and where a screen reader hears of a new digit."""
+    return '<h2 id="digit-title" tabindex="-1"></h2><p id="announcement" role="status" class="unseen"></p>'
 
 
-def cell_html(pixels: torch.Tensor, digit: str, seed: int, sampling: SamplingConfig) -> str:
-    """A digit of a sheet, uint8 `[28, 28]`, as a link that opens it in the Draw tab."""
-    return f'<a href="{link(digit, seed, sampling)}">{picture(images.png(pixels), named(digit))}</a>'
+def footer(about: str) -> str:
+    return f"<p>{about}</p>"
 
 
-def sheet_html(cells: str, columns: int, files: str = "") -> str:
-    """The cells of a sheet in a grid, followed by the files to save, if any."""
-    grid = f"grid-template-columns: repeat({columns}, minmax(0, 1fr))"
-    return f'<div class="sheet"><div class="cells" style="{grid}">{cells}</div>{files}</div>'
+STEPS = (
+    "How many steps are enough?",
+    "The same noise in 1 to 32 steps. One step lands on an average of many digits; more steps follow the path more "
+    "closely, until nothing changes any more.",
+)
+NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
+SHEET = ("A sheet", "Up to 400 digits, each from a seed of its own. Click one to open it.")
 
 
-def files_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int, seed: int, sampling: SamplingConfig) -> str:
-    """A sheet `[N, 28, 28]`, its first digit drawn from `seed`, as a picture and as a data set."""
-    sheet, data_set = io.BytesIO(), io.BytesIO()
-    about = sampling.recipe(",".join(images.CLASSES[label] for label in labels), seed)
-    images.save(sheet, "png", pixels, labels, columns, about)
-    images.save(data_set, "npz", pixels, labels, columns)
-    return (
-        f'<p><a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a> '
-        f'<a download="digits.npz" href="{uri(data_set.getvalue(), "application/zip")}">Save data set (.npz)</a></p>'
+def section(name: str, sentence: str) -> str:
+    """A heading within a tab, and what there is to see below it."""
+    return f"<h2>{name}</h2><p>{sentence}</p>"
+
+
+def about(parameters: int, source: str, device: str, notice: str | None) -> str:
+    """The last lines of the page: the network, where its weights come from, where it runs, and what went wrong."""
+    where = {"cpu": "the processor (CPU)", "cuda": "a graphics card (GPU)"}.get(device, "a graphics card (GPU)")
+    weights = "the bundled weights" if source == "bundled" else f"weights from {source}"
+    line = f"A network of {parameters / 1e6:.2f} million parameters with {weights}, on {where} of this server."
+    return "<br>".join(html.escape(text) for text in (line, notice) if text)
+
+
+# ---- forms: a component has the values of the fields named in data-fields, in that order
+
+
+def panel(classes: Sequence[str], start: dict) -> str:
+    """The controls that all tabs share."""
+    options = "".join(choice("radio", "digit", name, name == start["digit"]) for name in classes)
+    rest = slider("guidance", "Guidance", start["guidance"], 0, sampling.MAX_GUIDANCE, 0.05, GUIDANCE) + number(
+        "seed", "Seed", start["seed"], sampling.MAX_SEED, "The seed chooses the noise, and with it the handwriting."
     )
+    return (
+        '<form class="panel" data-fields="digit seed steps guidance">'
+        f'<fieldset class="classes" data-field="digit"><legend>Class</legend><div>{options}</div></fieldset>'
+        + slider("steps", "Steps", start["steps"], 1, sampling.MAX_STEPS, 1, "from noise to digit")
+        + f'<div class="buttons">{button("another", "Another seed")}{button("copy", "Copy link")}</div>'
+        f'<details><summary>Guidance and seed</summary>{rest}</details><p class="problem" role="alert"></p></form>'
+    )
+
+
+GUIDANCE = "1 follows the class, more exaggerates it, 0 ignores it: any class may come."
+
+
+def number_form() -> str:
+    return (
+        '<form class="line" data-fields="number"><label for="number">A number</label>'
+        '<input id="number" name="number" type="text" inputmode="numeric" autocomplete="off" '
+        f'placeholder="a birthday, say" aria-describedby="number-hint">{submit("Write it")}'
+        f'<p class="hint" id="number-hint">1 to {sampling.MAX_NUMBER} digits; the first one has the seed of the page, '
+        'each further one the next.</p><p class="problem" role="alert"></p></form>'
+    )
+
+
+def sheet_form(classes: Sequence[str], most: int) -> str:
+    options = "".join(choice("checkbox", "classes", name, name in classes[:10]) for name in classes)
+    return (
+        '<form data-fields="classes count">'
+        f'<fieldset class="classes" data-field="classes"><legend>Classes, in turn</legend><div>{options}</div></fieldset>'
+        + slider("count", "How many", 100, 1, most, 1, "digits")
+        + f'<div class="buttons">{submit("Draw the sheet")}{button("stop", "Stop")}</div>'
+        '<p class="problem" role="alert"></p></form>'
+    )
+
+
+def choice(kind: str, group: str, name: str, checked: bool) -> str:
+    """One class of a group of radio buttons or checkboxes."""
+    value = html.escape(name)
+    return (
+        f'<label><input type="{kind}" name="{group}" value="{value}"{" checked" * checked}><span>{value}</span></label>'
+    )
+
+
+def slider(name: str, label: str, value: float, low: float, high: float, step: float, hint: str) -> str:
+    """A number beside a slider that says the same."""
+    bounds = f'min="{low}" max="{high}" step="{step}" value="{value:g}"'
+    return (
+        f'<div class="field" data-field="{name}"><label for="{name}">{label} <span class="hint" id="{name}-hint">{hint}'
+        f'</span></label><input type="number" name="{name}" {bounds} aria-label="{label}, typed" '
+        f'aria-describedby="{name}-hint" required><input type="range" id="{name}" {bounds} data-for="{name}"></div>'
+    )
+
+
+def number(name: str, label: str, value: int, high: int, hint: str) -> str:
+    """A whole number from 0 on."""
+    return (
+        f'<div class="field" data-field="{name}"><label for="{name}">{label}</label><input type="number" name="{name}" '
+        f'id="{name}" min="0" max="{high}" step="1" value="{value}" aria-describedby="{name}-hint" required>'
+        f'<p class="hint" id="{name}-hint">{hint}</p></div>'
+    )
+
+
+def button(event: str, words: str) -> str:
+    return f'<button type="button" value="{event}">{words}</button>'
+
+
+def submit(words: str) -> str:
+    return f'<button value="submit" class="primary">{words}</button>'
+
+
+class Told:
+    """Catches the ValueError of a block: `both` is the value to show, if it came about, and the sentence, if not."""
+
+    def __init__(self):
+        self.value, self.problem = gr.skip(), None
+
+    def __enter__(self) -> "Told":
+        return self
+
+    def __exit__(self, kind, error, trace) -> bool:
+        self.problem = problem(error) if isinstance(error, ValueError) else None
+        return self.problem is not None
+
+    @property
+    def both(self) -> tuple:
+        return self.value, self.problem
+
+
+def plain(number: str) -> str:
+    """A number without the spaces, points and dashes that people write into dates."""
+    return re.sub(r"[\s./-]", "", number) if isinstance(number, str) else ""
+
+
+def problem(error: ValueError) -> dict:
+    """A sentence about a value, and the name of the field beside which it belongs: errors begin with that name."""
+    sentence = re.sub(r"^(\w+) must be (.*), not None$", r"\1 is empty; it must be \2", str(error))
+    return {"field": sentence.split(" ", 1)[0], "sentence": f"{sentence[0].upper()}{sentence[1:]}."}
+
+
+# ---- drawings
+
+
+def base64_of(pixels: torch.Tensor) -> str:
+    return base64.b64encode(pixels.numpy().tobytes()).decode()
+
+
+def recipe(config: SamplingConfig) -> dict:
+    return {"steps": config.steps, "guidance": config.guidance, "time_shift": config.time_shift}
+
+
+def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: SamplingConfig, **more) -> dict:
+    """A film of N digits, for the elements of film.js."""
+    arrays = {name: base64_of(getattr(film, name)) for name in ("noisy", "predicted", "velocity")}
+    return {
+        "digits": list(digits),
+        "seeds": list(seeds),
+        **recipe(config),
+        "times": film.times,
+        **arrays,
+        "milliseconds": round(film.milliseconds),
+        **more,
+    }
+
+
+def row(film: Film, digits: Sequence[str], seeds: Sequence[int], config: SamplingConfig) -> dict:
+    """A film of many digits: at most 24 of its states, and only those that a row shows."""
+    kept = film.frames(24)
+    return {
+        "digits": list(digits),
+        "seeds": list(seeds),
+        **recipe(config),
+        "times": [film.times[i] for i in kept],
+        "noisy": base64_of(film.noisy[kept]),
+    }
+
+
+def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int, classes: Sequence[str]) -> dict:
+    """A sheet on which nothing is drawn yet; `pixels` takes one text per batch."""
+    seeds = list(range(seed, seed + len(digits)))
+    return {
+        "digits": list(digits),
+        "seeds": seeds,
+        **recipe(config),
+        "pixels": [],
+        "total": len(digits),
+        "columns": columns,
+        "classes": list(classes),
+    }
+
+
+def steps(digits: Sequence[str], seed: int, config: SamplingConfig) -> dict:
+    """A comparison that has no columns yet."""
+    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": []}
+
+
+def column(count: int, pixels: torch.Tensor, milliseconds: float) -> dict:
+    return {"steps": count, "pixels": base64_of(pixels), "milliseconds": round(milliseconds)}

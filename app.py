@@ -38,7 +38,7 @@ import torch
 from gradio.context import LocalContext
 from starlette.middleware import Middleware
 
-from model import check, sampling, weights
+from model import check, sampling, scenes, weights
 from model.common import add_shared, masked, sentence_on_error
 from model.device import pick
 from model.images import CLASSES, columns
@@ -48,7 +48,10 @@ from model.turns import Turns
 
 START = {"digit": "7", "seed": 67}  # what the page opens with; steps and guidance are those of the weights
 MAX_SHEET = 400  # digits
-ROWS = {"number_tab": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}  # digits of 50 steps that a call takes at most
+PATHS = 8  # through the plane
+# Digits of 50 steps that a call of another kind takes at most.
+ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
+ROWS |= {"paths_tab": PATHS, "styles_tab": 10}
 # Calls of one kind wait for each other; of different kinds, they take turns at the device.
 DIGIT, ROW, SHEET = ({"concurrency_id": kind, "concurrency_limit": 1} for kind in ("digit", "row", "sheet"))
 OWN_DEVICE = "SPACES_ZERO_GPU" in os.environ  # there every call has a process and a device of its own
@@ -158,6 +161,7 @@ class Studio:
         device = next(self.network.parameters()).device.type
         self.about = pictures.about(count, f"{source[:60]}{at}{commit[:12]}", device, loaded.notice)
         self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        self.planes = scenes.read_planes()
         self.can_write_numbers = self.classes[:10] == CLASSES[:10]
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
@@ -268,9 +272,27 @@ class Studio:
         tab = gr.Tabs(selected="numbers") if number else gr.skip()
         return [tab, subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
 
+    def paths_tab(self, subject):
+        """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""
+        with suppress(ValueError):  # the digit's own form says so
+            digit, seed, _, guidance = subject
+            if not (self.can_write_numbers and digit in self.planes):
+                return {"digits": []}
+            seeds, config = range(sampling.check_seed(seed, PATHS), seed + PATHS), replace(self.sampling, guidance=guidance)
+            return self.film(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
+        return gr.skip()
+
+    def styles_tab(self, subject):
+        """Ten classes from the noise of the page."""
+        with suppress(ValueError):
+            _, seed, steps, guidance = subject
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            return self.film(scenes.styles, [sampling.check_seed(seed)], config)
+        return gr.skip()
+
     def steps_tab(self, subject):
         """The columns of ever more steps, each shown as soon as it is drawn."""
-        with suppress(ValueError):  # the digit's own form says so
+        with suppress(ValueError):
             digit, seed, _, guidance = subject
             config = replace(self.sampling, guidance=guidance)
             shown = pictures.steps([digit], seed, config)
@@ -317,12 +339,12 @@ def form(name: str, content: str, value: list) -> tuple[gr.HTML, gr.HTML]:
     return made, problem
 
 
-def picture(tag: str, value: dict | None = None, drawn_in_sight: bool = False) -> gr.HTML:
+def picture(tag: str, value: dict | None = None, about: str = "") -> gr.HTML:
     """An element of the scripts as a component, whose value is what the element shows.
 
-    With `drawn_in_sight` it has an event `draw`, for what is drawn once it can be seen.
+    Where it is `about` fields of the subject, it has an event `draw`: it comes into sight, and one of them has changed.
     """
-    event = ", 'draw'" * drawn_in_sight
+    event = f", 'draw', '{about}'" if about else ""
     return gr.HTML(
         value,
         html_template=tag,
@@ -339,19 +361,22 @@ def build(studio: Studio) -> gr.Blocks:
         gr.HTML(pictures.title(), elem_id="title")
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="side"):
-                panel, panel_problem = form("panel", pictures.panel(studio.classes, studio.start), start)
+                panel, panel_problem = form("panel", pictures.panel(studio.classes, studio.start, bool(studio.opening)), start)
                 busy = gr.HTML(elem_id="busy")  # where a busy page says how many are waiting
             with gr.Column(elem_id="stage"), gr.Tabs() as tabs:
                 with gr.Tab("Digit", id="digit"):
                     gr.HTML(pictures.digit_title(), apply_default_css=False)
                     digit_out = picture('<digit-film id="film"></digit-film>', studio.opening)
                 with gr.Tab("Why it works", id="why"):
+                    picture("<digit-arrows></digit-arrows>")
+                    paths_out = picture("<digit-paths></digit-paths>", about="digit seed guidance")
+                    styles_out = picture("<digit-styles></digit-styles>", about="seed steps guidance")
                     gr.HTML(pictures.section(*pictures.STEPS), apply_default_css=False)
-                    steps_out = picture('<digit-steps id="steps-table"></digit-steps>', drawn_in_sight=True)
+                    steps_out = picture("<digit-steps></digit-steps>", about="digit seed guidance")
                 with gr.Tab("Numbers", id="numbers"):
                     gr.HTML(pictures.section(*pictures.NUMBER), apply_default_css=False, visible=studio.can_write_numbers)
                     number, number_problem = form("write", pictures.number_form(), [""])
-                    row_out = picture('<digit-row id="row"></digit-row>', drawn_in_sight=True)
+                    row_out = picture('<digit-row id="row"></digit-row>', about="seed steps guidance")
                     gr.HTML(pictures.section(*pictures.SHEET), apply_default_css=False)
                     asked = [",".join(studio.classes[:10]), 100]
                     sheet, sheet_problem = form("sheet", pictures.sheet_form(studio.classes, MAX_SHEET), asked)
@@ -376,8 +401,9 @@ def build(studio: Studio) -> gr.Blocks:
         writing = dict(fn=studio.number_tab, inputs=[number, panel], outputs=row_shown, **last, **private, **waiting, **ROW)
         for event in (number.submit, row_out.draw):
             event(**writing)
-        compared = steps_out.draw(studio.steps_tab, panel, steps_out, **last, **private, **quiet, **ROW)
-        panel.input(None, cancels=compared, **private)
+        scenery = ((paths_out, studio.paths_tab), (styles_out, studio.styles_tab), (steps_out, studio.steps_tab))
+        shown = [out.draw(draw, panel, out, **last, **private, **quiet, **ROW) for out, draw in scenery]
+        panel.input(None, cancels=shown, **private)
         run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **private, **waiting, **SHEET)
         sheet.stop(None, cancels=run, **private)
 

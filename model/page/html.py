@@ -15,7 +15,7 @@ from model.sampling import Film, SamplingConfig
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
 SENTENCE = "A small Diffusion Transformer turns noise into a handwritten digit, step by step."
-STYLES = ("elements.css", "page.css")
+STYLES = ("elements.css", "why.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
 
 # ---- the page around the drawings
@@ -71,14 +71,14 @@ def about(parameters: int, source: str, device: str, notice: str | None) -> str:
 # ---- forms: a component has the values of the fields named in data-fields, in that order
 
 
-def panel(classes: Sequence[str], start: dict) -> str:
-    """The controls that all tabs share."""
+def panel(classes: Sequence[str], start: dict, drawn: bool) -> str:
+    """The controls that all tabs share; where nothing is `drawn` yet, the page begins as a visit does."""
     options = "".join(choice("radio", "digit", name, name == start["digit"]) for name in classes)
     rest = slider("guidance", "Guidance", start["guidance"], 0, sampling.MAX_GUIDANCE, 0.05, GUIDANCE) + number(
         "seed", "Seed", start["seed"], sampling.MAX_SEED, "The seed chooses the noise, and with it the handwriting."
     )
     return (
-        '<form class="panel" data-fields="digit seed steps guidance">'
+        '<form class="panel" data-fields="digit seed steps guidance"' + " data-visit" * (not drawn) + ">"
         f'<fieldset class="classes" data-field="digit"><legend>Class</legend><div>{options}</div></fieldset>'
         + slider("steps", "Steps", start["steps"], 1, sampling.MAX_STEPS, 1, "from noise to digit")
         + f'<div class="buttons">{button("another", "Another seed")}{button("copy", "Copy link")}</div>'

@@ -8,6 +8,7 @@
     const forms = {}; // by name
     const areas = []; // pictures that are drawn when they come into sight
     let subject; // what the digit that is shown was drawn from
+    let latest; // its film
     let written = ""; // the number that is written in the row
     let touched = false; // whether the visitor has asked for anything yet
     let toFocus = false; // whether the next digit was opened from a picture elsewhere
@@ -76,13 +77,13 @@
         watch("value", () => fill(props.value));
         names.forEach(level);
         forms[element.closest(".form").id] = {form, fill, send, trigger};
-        if (names.includes("steps")) visit(trigger);
+        if (names.includes("steps")) visit(form, trigger);
     }
 
     // Whoever comes with a link sees what it asks for.
-    function visit(trigger) {
+    function visit(form, trigger) {
         const asked = new URLSearchParams(location.search);
-        if ([...FIELDS, "number"].some(name => asked.has(name)) || !one("digit-film")?.film) {
+        if ("visit" in form.dataset || [...FIELDS, "number"].some(name => asked.has(name))) {
             touched = true;
             trigger("visit");
         }
@@ -108,8 +109,9 @@
 
     // The element in a component, which gets the component's value. With an event, the server draws it when it is in
     // sight and what it depends on has changed.
-    function picture(element, props, trigger, watch, event) {
+    function picture(element, props, trigger, watch, event, about) {
         const shown = element.firstElementChild;
+        if (shown.localName === "digit-arrows" && latest) shown.film = latest; // the same film, seen otherwise
         const show = () => {
             element.classList.remove("stale");
             if (props.value) PICTURES[shown.localName]?.(shown, props.value);
@@ -117,7 +119,7 @@
         watch("value", show);
         show();
         if (!event) return;
-        const area = {element, trigger: () => trigger(event), seen: false, drawn: "", fields: element.closest("[class*=of-]")};
+        const area = {element, trigger: () => trigger(event), seen: false, drawn: "", fields: about.split(" ")};
         areas.push(area);
         new IntersectionObserver(entries => {
             area.seen = entries.at(-1).isIntersecting;
@@ -132,8 +134,8 @@
 
     const PICTURES = {
         "digit-film": (element, value) => {
-            element.film = decoded(value);
-            if (element.id !== "film") return;
+            latest = element.film = decoded(value);
+            for (const arrows of document.querySelectorAll("digit-arrows")) arrows.film = latest;
             const first = !subject, before = JSON.stringify(subject);
             subject = {digit: value.digits[0], seed: value.seeds[0], steps: value.steps, guidance: value.guidance};
             if (!first || touched) follow();
@@ -150,6 +152,11 @@
             written = value.digits.join("");
             follow();
         },
+        "digit-paths": (element, value) => {
+            element.hidden = !value.runs;
+            if (value.runs) element.paths = value;
+        },
+        "digit-styles": (element, value) => element.film = decoded(value),
         "digit-sheet": (element, value) => {
             element.classes = value.classes;
             const parts = value.pixels.map(digits.bytes), pixels = new Uint8Array(parts.reduce((n, part) => n + part.length, 0));
@@ -171,7 +178,7 @@
     function refresh() {
         if (!subject) return;
         for (const area of areas) {
-            const about = JSON.stringify(subject);
+            const about = JSON.stringify(area.fields.map(name => subject[name]));
             if (!area.seen || area.drawn === about) continue;
             if (area.drawn) area.element.classList.add("stale");
             area.drawn = about;
@@ -179,12 +186,18 @@
         }
     }
 
+    // Another seed, wherever it is asked for.
+    document.addEventListener("digit-noise", ({detail}) => {
+        forms.panel.fill(FIELDS.map(name => name === "seed" ? detail.seed : subject[name]));
+        forms.panel.send("input");
+    });
+
     // A digit anywhere on the page opens in the first tab, without loading the page again.
     document.addEventListener("digit-open", event => {
         const {panel} = forms;
         event.preventDefault();
         touched = toFocus = true;
-        panel.fill(FIELDS.map(name => event.detail[name]));
+        panel.fill(FIELDS.map(name => event.detail[name] ?? subject[name]));
         panel.send("input");
         panel.trigger("select");
     });

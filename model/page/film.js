@@ -1,0 +1,429 @@
+// A drawing from noise to digit: <digit-film> plays and scrubs one digit, <digit-row> several at the same time.
+// The data are a film: {digits, seeds, steps, guidance, time_shift, times [S + 1] and, as uint8 [S + 1, N, 28, 28],
+// `noisy` (x_t) and `predicted` (x_t − t·v); `velocity` [S, N, 28, 28] may be absent}. A film that is still being
+// drawn has the number of its finished states in `count`; one that is no plain digit of a seed says in `about` what it
+// shows, and without `seeds` its pictures are no links.
+
+{
+    const SIZE = 28, AREA = SIZE ** 2, FRAMES = 9, GIF_FRAMES = 24, PLAYING_TIME = 1500; // milliseconds
+    const NEAR = 12; // of 255: so little, on average, do two images differ that are almost the same
+
+    // What outlives an element whose HTML is replaced, by its id: the digit it showed, the time, the velocity's switch.
+    const remembered = new Map();
+
+    // ---- data
+
+    // Uint8Array of base64, or of what is an array already.
+    const bytes = data => typeof data === "string" ? Uint8Array.from(atob(data), byte => byte.charCodeAt(0)) : data;
+
+    // A film of its JSON, in which the arrays are base64.
+    function film(json) {
+        const film = JSON.parse(json);
+        for (const name of ["noisy", "predicted", "velocity"]) if (film[name]) film[name] = bytes(film[name]);
+        return film;
+    }
+
+    // At most `count` evenly spaced whole numbers from 0 to `last`, both included.
+    function spaced(count, last) {
+        count = Math.min(count, last + 1);
+        return Array.from({length: count}, (_, i) => Math.round(i * last / (count - 1)));
+    }
+
+    // The query string that opens a digit.
+    const link = ({digit, seed, steps, guidance}) =>
+        `?digit=${encodeURIComponent(digit)}&seed=${seed}&steps=${steps}&guidance=${+(+guidance).toPrecision(6)}`;
+
+    // A class as it reads in a sentence: 7, black image.
+    const named = digit => /^\d$/.test(digit) ? digit : `${digit} image`;
+
+    // What a picture shows: "A 7, drawn in 20 steps from the noise of seed 67".
+    function alt({digit, seed, steps, guidance}) {
+        const what = guidance === 0 ? "An image of any class" : `${digit === "8" ? "An" : "A"} ${named(digit)}`;
+        return `${what}, drawn in ${steps} step${steps === 1 ? "" : "s"} from the noise of seed ${seed}`;
+    }
+
+    // What a picture shows and how it was drawn, for its comment; as `SamplingConfig.recipe`.
+    function recipe({digits, seeds, steps, guidance, time_shift, about}) {
+        if (about) return about;
+        const values = Object.entries({seed: seeds[0], steps, guidance, time_shift});
+        return `${digits.join(",")}: ${values.map(([name, value]) => `${name} ${value}`).join(", ")}`;
+    }
+
+    // The name of a file without its suffix: 7-seed67.
+    const fileName = ({digits, seeds}) => `${digits.join("")}${seeds ? `-seed${seeds[0]}` : ""}`;
+
+    // ---- parts of a page
+
+    // An element with properties (and attributes, where a name has a hyphen or is `role`) and children.
+    function make(tag, properties = {}, ...children) {
+        const made = document.createElement(tag);
+        for (const [name, value] of Object.entries(properties)) {
+            if (name.includes("-") || name === "role") made.setAttribute(name, value);
+            else made[name] = value;
+        }
+        made.append(...children);
+        return made;
+    }
+
+    // A canvas of one image; `text` is what a screen reader says.
+    function canvas(text, name = "") {
+        const words = text ? {role: "img", "aria-label": text} : {"aria-hidden": "true"};
+        return make("canvas", {className: `digits-pixels ${name}`, width: SIZE, height: SIZE, ...words});
+    }
+
+    function paint(canvas, pixels) {
+        const image = new ImageData(SIZE, SIZE);
+        new Uint32Array(image.data.buffer).set(Uint32Array.from(pixels, grey => 0xff000000 | grey * 0x010101));
+        canvas.getContext("2d").putImageData(image, 0, 0);
+    }
+
+    // An image as a link that opens its digit. Whoever handles the event "digit-open" prevents the browser from
+    // following the link.
+    function cell(digit, text) {
+        const made = make("a", {href: link(digit), className: "digits-cell"}, canvas(text));
+        made.addEventListener("click", event => {
+            if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+            const open = new CustomEvent("digit-open", {detail: digit, bubbles: true, cancelable: true});
+            if (!made.dispatchEvent(open)) event.preventDefault();
+        });
+        return made;
+    }
+
+    // Make the links in a grid one stop of the Tab key; arrow keys, Home and End move between them.
+    function walk(grid) {
+        const cells = () => [...grid.querySelectorAll("a")];
+        grid.addEventListener("focusin", ({target}) => {
+            for (const cell of cells()) cell.tabIndex = cell === target ? 0 : -1;
+        });
+        grid.addEventListener("keydown", event => {
+            if (event.altKey || event.ctrlKey || event.metaKey) return;
+            const all = cells(), at = all.indexOf(event.target);
+            const top = all[0]?.offsetTop, second = all.findIndex(cell => cell.offsetTop > top + 1);
+            const columns = second < 0 ? all.length : second, last = all.length - 1;
+            const to = {ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - columns, ArrowDown: at + columns,
+                Home: 0, End: last}[event.key];
+            if (at < 0 || to === undefined) return;
+            event.preventDefault();
+            all[to]?.focus();
+        });
+    }
+
+    // Keep exactly one of the links of a grid in the order of the Tab key.
+    function oneStop(grid) {
+        const all = [...grid.querySelectorAll("a")], kept = all.find(cell => cell.tabIndex === 0);
+        const first = all.includes(document.activeElement) ? document.activeElement : all[0];
+        if (all.length && (!kept || kept !== first)) for (const cell of all) cell.tabIndex = cell === first ? 0 : -1;
+    }
+
+    const button = (text, onclick) => make("button", {type: "button", className: "digits-button", onclick}, text);
+
+    // ---- the player
+
+    const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+    // A film with a play button and a time slider; subclasses lay it out and draw one of its states.
+    class Player extends HTMLElement {
+        static observedAttributes = ["data-film"];
+        #film = null;
+        #index = 0;
+        #frame = 0; // of the animation; 0 while nothing plays
+        #following = false; // whether the picture is the newest state of a film that is still being drawn
+
+        connectedCallback() {
+            if (!this.#film && this.dataset.film) this.film = film(this.dataset.film);
+        }
+
+        disconnectedCallback() {
+            this.#stop();
+        }
+
+        attributeChangedCallback(_, before, after) {
+            if (before !== null && after) this.film = film(after);
+        }
+
+        get memory() {
+            const name = this.id || this.localName;
+            if (!remembered.has(name)) remembered.set(name, {t: 0});
+            return remembered.get(name);
+        }
+
+        get film() {
+            return this.#film;
+        }
+
+        // A new digit plays once by itself; of a digit that was there, with other steps or guidance, the same moment is
+        // shown. Set the same film again when it has more states.
+        set film(film) {
+            const digit = JSON.stringify([film.digits, film.seeds, film.about]), memory = this.memory;
+            const known = memory.digit === digit, last = film.times.length - 1, count = film.count ?? last + 1;
+            const whole = count > last, more = this.#film?.noisy === film.noisy;
+            if (!whole && !more && (known || calm())) return; // what is there stays until the other one is whole
+            const before = more ? this.#film : null;
+            this.#film = film;
+            memory.digit = digit;
+            if (!more) {
+                this.#stop();
+                this.build(film);
+                this.slider.max = last;
+            }
+            this.grown(film, count);
+            if (more) {
+                if (this.#following) this.#show(count - 1);
+            } else if (!known) {
+                memory.t = 0;
+                this.#following = !whole;
+                if (!whole) this.#show(count - 1);
+                else if (calm()) this.#show(last);
+                else this.play();
+            } else {
+                const away = film.times.map(t => Math.abs(t - memory.t));
+                this.#show(away.indexOf(Math.min(...away)));
+            }
+            if (whole) this.#following = false;
+        }
+
+        // The index of the state that is shown.
+        get index() {
+            return this.#index;
+        }
+
+        // Show a state because the visitor asks for it.
+        scrub(index) {
+            this.#stop();
+            this.#following = false;
+            index = Math.min(index, this.count - 1);
+            this.memory.t = this.#film.times[index];
+            this.#show(index);
+        }
+
+        get count() {
+            return this.#film.count ?? this.#film.times.length;
+        }
+
+        // From noise to digit, once.
+        play() {
+            this.#stop();
+            this.memory.t = 0;
+            this.#following = false;
+            const begin = this.#index < this.count - 1 && this.paused ? this.#index : 0, last = this.count - 1;
+            this.paused = false;
+            this.#show(begin);
+            let started;
+            const tick = now => {
+                started ??= now;
+                const index = Math.min(begin + Math.floor((now - started) / PLAYING_TIME * (last + 1)), last);
+                if (index !== this.#index) this.#show(index);
+                if (index < last) this.#frame = requestAnimationFrame(tick);
+                else this.#stop();
+            };
+            this.#frame = requestAnimationFrame(tick);
+            this.#label();
+        }
+
+        pause() {
+            this.#stop();
+            this.paused = true;
+            this.memory.t = this.#film.times[this.#index];
+        }
+
+        #stop() {
+            cancelAnimationFrame(this.#frame);
+            this.#frame = 0;
+            this.paused = false;
+            if (this.playButton) this.#label();
+        }
+
+        #label() {
+            this.toggleAttribute("data-playing", this.#frame !== 0);
+            this.playButton.setAttribute("aria-label", this.#frame ? "Pause" : "Play");
+        }
+
+        #show(index) {
+            this.#index = index;
+            this.slider.value = index;
+            this.slider.setAttribute("aria-valuetext", `t = ${this.#film.times[index].toFixed(2)}`);
+            this.slider.style.setProperty("--at", index / (this.#film.times.length - 1));
+            this.draw(this.#film, index);
+        }
+
+        // Play button and time slider, made once.
+        get player() {
+            if (this.slider) return this.playerPart;
+            this.playButton = button("", () => this.#frame ? this.pause() : this.play());
+            this.playButton.classList.add("digits-play");
+            this.slider = make("input", {
+                type: "range", min: 0, step: 1, className: "digits-time", "aria-label": "Time, from noise to digit",
+                oninput: () => this.scrub(+this.slider.value),
+            });
+            this.time = make("span", {className: "digits-t", "aria-hidden": "true"});
+            this.playerPart = make("div", {className: "digits-player"}, this.playButton, this.slider, this.time);
+            this.#label();
+            return this.playerPart;
+        }
+
+        // The images [N, 28, 28] of a state.
+        state(row, index) {
+            const size = this.#film.digits.length * AREA;
+            return this.#film[row].subarray(index * size, (index + 1) * size);
+        }
+
+        // The buttons that save the pictures and the animation that are there so far.
+        saves() {
+            const film = () => this.#film, count = () => film().digits.length;
+            const scale = widest => Math.max(2, Math.min(16, Math.floor(widest / (30 * count() + 2))));
+            const picture = async () => {
+                const options = {scale: count() > 1 ? scale(2000) : 16, comment: recipe(film())};
+                digits.save(await digits.png(this.state("noisy", this.count - 1), count(), options),
+                    `${fileName(film())}.png`);
+            };
+            const animation = () => {
+                const frames = spaced(GIF_FRAMES, this.count - 1).map(index => this.state("noisy", index));
+                const options = {scale: count() > 1 ? scale(900) : 12};
+                digits.save(digits.gif(frames, count(), options), `${fileName(film())}.gif`);
+            };
+            return [button("Save picture", picture), button("Save animation", animation)];
+        }
+    }
+
+    // ---- one digit
+
+    // The rows of the film strip: what they show, in words and as a formula.
+    const ROWS = {
+        noisy: ["From noise to digit", "xₜ"],
+        predicted: ["What the network predicts at that moment", "xₜ − t·v"],
+        velocity: ["The velocity it computes: where to lighten or darken, grey for nothing", "v"],
+    };
+
+    class DigitFilm extends Player {
+        build(film) {
+            if (!this.large) this.#lay();
+            const last = film.times.length - 1, few = spaced(FRAMES, last);
+            this.large.setAttribute("aria-label", film.about ??
+                alt({...film, digit: film.digits[0], seed: film.seeds[0]}));
+            this.frames = few.map(index => {
+                const t = film.times[index].toFixed(2), rows = {};
+                const frame = make("button", {
+                    type: "button", className: "digits-frame", tabIndex: -1, onclick: () => this.scrub(index),
+                    "aria-label": `Show t = ${t}`,
+                });
+                for (const row of Object.keys(ROWS)) frame.append(rows[row] = canvas("", `digits-${row}`));
+                frame.append(make("span", {}, t));
+                return {index, frame, rows, painted: false};
+            });
+            const titles = Object.entries(ROWS).map(([row, [words, formula]]) => make("div",
+                {className: `digits-title digits-${row}`}, make("span", {}, words, " ", make("i", {}, formula))));
+            this.strip.replaceChildren(...titles, ...this.frames.map(({frame}) => frame));
+            this.velocitySwitch.hidden = !film.velocity;
+            this.#toggleVelocity();
+        }
+
+        #lay() {
+            this.large = canvas("", "digits-large");
+            this.large.removeAttribute("aria-hidden");
+            this.large.setAttribute("role", "img");
+            this.guess = canvas("The image predicted");
+            this.caption = make("p", {className: "digits-caption"});
+            this.strip = make("div", {className: "digits-strip", role: "group", "aria-label": "Film strip"});
+            this.velocity = make("input", {type: "checkbox", checked: this.memory.velocity ?? false, onchange: () => {
+                this.memory.velocity = this.velocity.checked;
+                this.#toggleVelocity();
+            }});
+            this.velocitySwitch = make("label", {className: "digits-switch"}, this.velocity, " Show the velocity");
+            const guess = make("div", {className: "digits-guess"}, this.guess, make("p", {}, "predicted from it"));
+            this.replaceChildren(
+                make("div", {className: "digits-stage"}, this.large, guess),
+                this.player, this.caption,
+                make("div", {className: "digits-saves"}, ...this.saves(), this.velocitySwitch),
+                this.strip,
+            );
+        }
+
+        #toggleVelocity() {
+            this.strip.classList.toggle("digits-with-velocity", this.velocity.checked && !!this.film.velocity);
+        }
+
+        grown(film, count) {
+            for (const frame of this.frames) {
+                if (frame.painted || frame.index >= count) continue;
+                frame.painted = true;
+                for (const row of Object.keys(ROWS)) {
+                    const exists = film[row] && (row !== "velocity" || frame.index < film.times.length - 1);
+                    frame.rows[row].classList.toggle("digits-none", !exists);
+                    if (exists) paint(frame.rows[row], this.state(row, frame.index));
+                }
+            }
+        }
+
+        draw(film, index) {
+            const t = film.times[index].toFixed(2);
+            paint(this.large, this.state("noisy", index));
+            paint(this.guess, this.state("predicted", index));
+            this.guess.setAttribute("aria-label", `The image predicted at t = ${t}`);
+            this.time.textContent = `t = ${t}`;
+            this.caption.textContent = this.#words(film, index);
+            const away = this.frames.map(frame => Math.abs(frame.index - index));
+            const nearest = this.frames[away.indexOf(Math.min(...away))].frame;
+            for (const {frame} of this.frames) frame.toggleAttribute("data-current", frame === nearest);
+            const {strip} = this;
+            if (strip.scrollWidth > strip.clientWidth) {
+                strip.scrollLeft = nearest.offsetLeft - (strip.clientWidth - nearest.offsetWidth) / 2;
+            }
+        }
+
+        // What is to be seen, for somebody who has never heard of any of it.
+        #words(film, index) {
+            const last = film.times.length - 1, steps = `${last} step${last === 1 ? "" : "s"}`;
+            if (index === last) return `The finished ${/^\d$/.test(film.digits[0]) ? "digit" : "image"}, after ${steps}.`;
+            const now = index > 0 ? `After ${index} of ${steps}, some noise is left.`
+                : film.times[0] === 1 ? "Pure noise." : "The start: an image under noise.";
+            if (this.count <= last) return `${now} Beside it, what the network predicts from it.`;
+            return `${now} ${this.#near(index) ? "What the network predicts from it is already close to the end result."
+                : "Beside it, what the network predicts from it."}`;
+        }
+
+        // Whether the image predicted at a state is almost the finished one.
+        #near(index) {
+            const now = this.state("predicted", index), end = this.state("noisy", this.film.times.length - 1);
+            return now.reduce((sum, grey, i) => sum + Math.abs(grey - end[i]), 0) / AREA < NEAR;
+        }
+    }
+
+    // ---- several digits
+
+    class DigitRow extends Player {
+        build(film) {
+            if (!this.cells) {
+                this.cells = make("div", {className: "digits-cells"});
+                walk(this.cells);
+                const saves = make("div", {className: "digits-saves"}, ...this.saves());
+                this.replaceChildren(this.cells, this.player, saves);
+            }
+            const captions = JSON.parse(this.getAttribute("captions") ?? "[]"), count = film.digits.length;
+            this.cells.style.setProperty("--columns", count);
+            this.cells.style.setProperty("--few", count > 8 ? Math.ceil(count / 2) : count);
+            this.canvases = [];
+            this.cells.replaceChildren(...film.digits.map((digit, i) => {
+                const seed = film.seeds?.[i], one = {digit, seed, steps: film.steps, guidance: film.guidance};
+                const text = captions[i] ?? (film.seeds ? alt(one) : named(digit));
+                const part = film.seeds ? cell(one, text) : make("div", {className: "digits-cell"}, canvas(text));
+                this.canvases.push(part.firstChild);
+                if (captions[i]) part.append(make("span", {}, captions[i]));
+                return part;
+            }));
+            oneStop(this.cells);
+        }
+
+        grown() {}
+
+        draw(film, index) {
+            const images = this.state("noisy", index);
+            this.canvases.forEach((canvas, i) => paint(canvas, images.subarray(i * AREA, (i + 1) * AREA)));
+            this.time.textContent = `t = ${film.times[index].toFixed(2)}`;
+        }
+    }
+
+    window.digits ??= {};
+    Object.assign(digits, {film, bytes, link, named, alt, recipe, fileName, make, canvas, paint, cell, walk, oneStop, button});
+    customElements.define("digit-film", DigitFilm);
+    customElements.define("digit-row", DigitRow);
+}

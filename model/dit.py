@@ -191,7 +191,7 @@ class DiT(
     ) -> Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]:
         """The network as `(x, t, labels) → velocity` for these times only, their modulations computed in one batch."""
         times = list(times)
-        modulations = self.modulations(torch.tensor(times, device=self.modulation.weight.device)).split(1)
+        modulations = self.modulations(torch.tensor(times, device=self.modulation.weight.device)).unsqueeze(1)
         at = dict(zip(times, modulations, strict=True))
         return lambda x, t, labels: self.velocity(x, at[t], labels)
 

@@ -13,6 +13,7 @@ The sampler replaces v in the step by a second-order multistep estimate (AB2): s
 1].
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from model.images import SIZE
 
 SAMPLER = "Adams–Bashforth 2 with Euler's last step"  # recorded beside every measured figure
 Velocity = Callable[[torch.Tensor, float, float], torch.Tensor]
+Labels = Callable[[float], torch.Tensor]  # t → [B]
 
 
 class State(NamedTuple):
@@ -49,14 +51,17 @@ def logit_normal(normal: torch.Tensor, mean: float, std: float, shift: float) ->
     return shifted(torch.sigmoid(mean + std * normal), shift)
 
 
-def time_grid(steps: int, shift: float) -> list[float]:
-    """`steps` + 1 times from 1 to 0: equal steps, then shifted.
+def time_grid(steps: int, shift: float, start: float = 1.0) -> list[float]:
+    """`steps` + 1 times from 1 to 0: equal steps, then shifted. From a later `start`, only as many steps as keep them
+    equal and no larger: all of them from 1, none from 0.
 
     Raises ValueError for fewer than one step.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    return [shifted(1 - i / steps, shift) for i in range(steps + 1)]
+    before_shift = start / (shift + (1 - shift) * start)  # the inverse of `shifted`
+    steps = math.ceil(before_shift * steps - 1e-9)  # not one more where `start` is a time of the whole grid
+    return [start] + [shifted(before_shift * (1 - i / steps), shift) for i in range(1, steps + 1)]
 
 
 def noise(seeds: Iterable[int]) -> torch.Tensor:
@@ -68,19 +73,45 @@ def noise(seeds: Iterable[int]) -> torch.Tensor:
     return torch.stack([torch.randn(1, SIZE, SIZE, generator=generator.manual_seed(seed)) for seed in seeds])
 
 
-def guided(network: Callable, labels: torch.Tensor, null_label: int, scale: float) -> Velocity:
+def slerp(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Spherical interpolation between two images `[1, 1, H, W]`, at weights `w` `[N]` from 0 (`a`) to 1 (`b`): `[N, 1,
+    H, W]`.
+
+    Normal noise in many dimensions lies close to a sphere. The chord between two points of it runs through the inside,
+    where the network has seen nothing; the arc stays on it (Shoemake, "Animating Rotation with Quaternion Curves",
+    SIGGRAPH 1985; for latents, White, arXiv 1609.04468).
+    """
+    w = w.view(-1, 1, 1, 1)
+    angle = torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1).acos()
+    if angle < 1e-3:  # sin(angle) is as good as 0, and the arc as good as its chord
+        return torch.lerp(a, b, w)
+    return ((1 - w) * angle).sin() / angle.sin() * a + (w * angle).sin() / angle.sin() * b
+
+
+def switched(before: torch.Tensor, after: torch.Tensor, at: torch.Tensor) -> Labels:
+    """Labels for `guided` that change on the way: label i is `before[i]` until the time has come down to `at[i]`, and
+    `after[i]` from there on.
+
+    The first step that starts at `at[i]` or later is the first with the new label: 1 has it from the start, 0 never.
+    AB2 looks back over the change once, with the effect of a change half a step earlier.
+    """
+    return lambda t: torch.where(t <= at, after, before)
+
+
+def guided(network: Callable, labels: torch.Tensor | Labels, null_label: int, scale: float) -> Velocity:
     """The velocity of a network `(x, t, labels) → v` under classifier-free guidance (Ho & Salimans, arXiv 2207.12598,
     eq. 6).
 
-    `labels` is `[B]`. Scale 1 is plain conditional and 0 unconditional, one forward each;
-    anything else is one forward of twice the batch.
+    `labels` is `[B]`, or a function of t that returns them. Scale 1 is plain conditional and 0 unconditional, one
+    forward each; anything else is one forward of twice the batch.
     """
-    null = torch.full_like(labels, null_label)
 
     def velocity(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
+        real = labels(t) if callable(labels) else labels
+        null = torch.full_like(real, null_label)
         if scale in (0, 1):
-            return network(x, t, labels if scale else null)
-        plain, conditional = network(torch.cat([x, x]), t, torch.cat([null, labels])).chunk(2)
+            return network(x, t, real if scale else null)
+        plain, conditional = network(torch.cat([x, x]), t, torch.cat([null, real])).chunk(2)
         return torch.lerp(plain, conditional, scale)
 
     return velocity

@@ -101,20 +101,43 @@ def parse_number(text: str) -> torch.Tensor:
     return torch.tensor([int(character) for character in text])
 
 
+def parse_sketch(pixels) -> torch.Tensor:
+    """A sketch from outside as uint8 `[28, 28]`; raises ValueError unless it is 784 numbers, row by row, not all 0."""
+    if not isinstance(pixels, list) or len(pixels) != images.SIZE**2:
+        raise ValueError(f"a sketch is a list of {images.SIZE**2} numbers from 0 to 255, not {check.shown(pixels)}")
+    sketch = torch.tensor([check.whole("a pixel of the sketch", pixel, 0, 255) for pixel in pixels], dtype=torch.uint8)
+    if not sketch.any():
+        raise ValueError("the sketch is empty; draw something first")
+    return sketch.view(images.SIZE, images.SIZE)
+
+
 def states(
     network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Iterator[flow.State]:
     """The sampler's states from noise to digits, for labels `[B]` and one seed per label."""
+    return states_from(network, flow.noise(seeds), labels, sampling, turn)
+
+
+def states_from(
+    network: DiT,
+    x: torch.Tensor,
+    labels: torch.Tensor | flow.Labels,
+    sampling: SamplingConfig,
+    turn: Turn,
+    start: float = 1.0,
+) -> Iterator[flow.State]:
+    """The sampler's states from `x` `[B, 1, 28, 28]` at time `start` to digits, for labels `[B]` or a function of t."""
     device = next(network.parameters()).device
-    times = flow.time_grid(sampling.steps, sampling.time_shift)
+    times = flow.time_grid(sampling.steps, sampling.time_shift, start)
     cached = network.with_cached_modulations(times[:-1])
-    velocity = flow.guided(cached, labels.to(device), network.null_label, sampling.guidance)
+    labels = labels if callable(labels) else labels.to(device)
+    velocity = flow.guided(cached, labels, network.null_label, sampling.guidance)
 
     def in_turn(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
         with turn():
             return velocity(x, t, t_next)
 
-    return flow.sample(in_turn, flow.noise(seeds).to(device), times)
+    return flow.sample(in_turn, x.to(device), times)
 
 
 def draw(
@@ -154,6 +177,62 @@ def draw_film(
 ) -> Film:
     """Draw labels `[N]`, each from the noise of its seed, in one batch, and keep every state."""
     return film(network, states(network, labels, seeds, sampling, turn))
+
+
+def change_class(
+    network: DiT,
+    label: int,
+    other: int,
+    seed: int,
+    sampling: SamplingConfig,
+    at: Sequence[float],
+    turn: Turn = nullcontext,
+) -> Film:
+    """One digit per time in `at`, all from the same noise: each starts as `label` and goes on as `other` from its time
+    on.
+
+    Raises ValueError for a time outside [0, 1]. A time between two of the sampler's counts from the later one on.
+    """
+    device = next(network.parameters()).device
+    at = torch.tensor([check.number("switch time", t, 0, 1) for t in at], dtype=torch.float64, device=device)
+    before, after = (torch.full((len(at),), value, device=device) for value in (label, other))
+    noise = flow.noise([seed]).expand(len(at), -1, -1, -1)
+    return film(network, states_from(network, noise, flow.switched(before, after, at), sampling, turn))
+
+
+def morph(
+    network: DiT,
+    label: int,
+    seed: int,
+    other_seed: int,
+    count: int,
+    sampling: SamplingConfig,
+    turn: Turn = nullcontext,
+) -> Film:
+    """`count` digits of one class, from the noise of one seed to that of another in equal angles."""
+    noise = flow.slerp(*flow.noise([seed, other_seed]).split(1), torch.linspace(0, 1, count))
+    return film(network, states_from(network, noise, torch.full((count,), label), sampling, turn))
+
+
+def finish(
+    network: DiT,
+    pixels: torch.Tensor,
+    label: int,
+    seed: int,
+    t: float,
+    sampling: SamplingConfig,
+    turn: Turn = nullcontext,
+) -> Film:
+    """A sketch, uint8 `[28, 28]`, taken along its path to the noise of `seed` as far as `t`, and from there back to a
+    digit of the class (SDEdit, Meng et al., arXiv 2108.01073).
+
+    The steps are as large as those of a whole drawing, so there are fewer of them: 0 keeps the sketch, 1 forgets it.
+    Raises ValueError for a time outside [0, 1].
+    """
+    t = check.number("noise", t, 0, 1)
+    image = images.to_model(pixels.unsqueeze(0), network.pixel_mean, network.pixel_std)
+    x, _ = flow.path(image, flow.noise([seed]), torch.tensor([t]))
+    return film(network, states_from(network, x, torch.tensor([label]), sampling, turn, start=t))
 
 
 def film(network: DiT, path: Iterable[flow.State]) -> Film:

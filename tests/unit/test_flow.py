@@ -75,6 +75,51 @@ def test_time_grid_has_equal_steps_before_the_shift():
         flow.time_grid(0, 1.0)
 
 
+def test_a_later_start_leaves_the_rest_of_the_grid():
+    whole = flow.time_grid(7, SHIFT)
+    for place, t in enumerate(whole):
+        assert flow.time_grid(7, SHIFT, t) == pytest.approx(whole[place:])
+    assert flow.time_grid(4, 1.0, 0.6) == pytest.approx([0.6, 0.4, 0.2, 0])  # 0.6 is 2.4 steps: three, a little smaller
+    assert flow.time_grid(2, 3.0, 0.5) == [0.5, 0]  # ½ before the shift is ¼, half a step
+    assert flow.time_grid(4, SHIFT, 0.0) == [0]
+
+
+@pytest.mark.parametrize("w", [0, 0.2, 0.5, 1])
+def test_slerp_goes_along_the_arc(w):
+    a, b = torch.zeros(2, 1, 1, 2, 2, dtype=torch.float64)
+    a[..., 0, 0], b[..., 0, 0], b[..., 1, 1] = 3, 3 * math.cos(1.2), 3 * math.sin(1.2)
+    point = flow.slerp(a, b, torch.tensor([w, 0.7], dtype=torch.float64))
+    assert point.shape == (2, 1, 2, 2)
+    assert point[0].flatten().tolist() == pytest.approx([3 * math.cos(1.2 * w), 0, 0, 3 * math.sin(1.2 * w)])
+
+
+def test_slerp_keeps_the_norm_of_noise_and_its_ends():
+    a, b = flow.noise([0, 1]).split(1)
+    arc = flow.slerp(a, b, torch.linspace(0, 1, 9))
+    torch.testing.assert_close(arc[[0, -1]], torch.cat([a, b]))
+    assert arc.std((1, 2, 3)).tolist() == pytest.approx([1] * 9, abs=0.04)  # halfway along the chord it is 0.71
+    assert torch.equal(flow.slerp(a, a, torch.tensor([0.3])), a)
+
+
+def test_labels_switch_each_at_its_own_time():
+    labels = flow.switched(torch.full((4,), 3), torch.full((4,), 8), torch.tensor([1, 0.7, 0.5, 0]))
+    assert [labels(t).tolist() for t in (1.0, 0.8, 0.6, 0.5, 0.1)] == [
+        [8, 3, 3, 3], [8, 3, 3, 3], [8, 8, 3, 3], [8, 8, 8, 3], [8, 8, 8, 3]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2])
+def test_guidance_follows_labels_that_switch(scale):
+    def network(x, t, labels):
+        return labels.to(x).view(-1, 1, 1, 1).expand_as(x)
+
+    switched = flow.switched(torch.tensor([3, 3]), torch.tensor([8, 8]), torch.tensor([0.5, 0]))
+    velocity = flow.guided(network, switched, 12, scale)
+    for t, labels in {0.6: [3, 3], 0.5: [8, 3]}.items():
+        expected = [12 + scale * (label - 12) for label in labels]
+        assert velocity(torch.zeros(2, 1, 1, 1), t, 0.4).flatten().tolist() == expected
+
+
 def test_the_shift_moves_the_logit():
     normal = torch.randn(1000, dtype=torch.float64)
     torch.testing.assert_close(

@@ -16,12 +16,16 @@ from model.generate import main
 from model.sampling import (
     MNIST_HISTOGRAM,
     SamplingConfig,
+    change_class,
     check_seed,
     compare_steps,
     draw,
     draw_film,
+    finish,
+    morph,
     parse_labels,
     parse_number,
+    parse_sketch,
     states,
 )
 
@@ -190,6 +194,82 @@ def test_comparing_steps_starts_from_the_same_noise(small, monkeypatch):
     for place, label in enumerate([3, 5]):
         alone = draw_film(small, torch.tensor([label]), [7], replace(config, steps=4)).digits[0]
         assert close(compared[4][place], alone)
+
+
+@pytest.fixture
+def sketch() -> torch.Tensor:
+    sketch = torch.zeros(28, 28, dtype=torch.uint8)
+    sketch[4:24, 10:14] = 255
+    return sketch
+
+
+@pytest.mark.parametrize("guidance", [1, 2])
+def test_a_class_that_changes_at_1_was_the_other_from_the_start_and_at_0_never_changes(small, monkeypatch, guidance):
+    monkeypatch.setattr(small, "velocity", lambda x, _, labels: x - labels.view(-1, 1, 1, 1) / 10)  # classes matter
+    turns, config = Turns(), SamplingConfig(steps=5, guidance=guidance)
+    film = change_class(small, 3, 8, 7, config, [1, 0.6, 0], turns)
+    assert turns.taken == 5
+    ends = draw_film(small, torch.tensor([8, 3]), [7, 7], config)
+    for place, end in ((0, 0), (2, 1)):
+        for part in ("noisy", "predicted", "velocity"):
+            assert close(getattr(film, part)[:, place], getattr(ends, part)[:, end])
+    # the times are 1, 0.87, 0.71, 0.52, 0.29, 0: from 0.52 on it is an 8
+    assert close(film.noisy[:4, 1], film.noisy[:4, 2])
+    assert close(film.velocity[:3, 1], film.velocity[:3, 2])
+    assert not close(film.velocity[3, 1], film.velocity[3, 2])
+    assert not close(film.digits[1], film.digits[0])
+    with pytest.raises(ValueError, match=r"switch time must be a number from 0 to 1, not 1\.1"):
+        change_class(small, 3, 8, 7, config, [1.1])
+
+
+def test_a_morph_ends_at_the_digits_of_both_seeds(small):
+    turns, config = Turns(), SamplingConfig(steps=3, guidance=2)
+    film = morph(small, 3, 7, 9, 5, config, turns)
+    assert turns.taken == 3
+    assert film.noisy.shape == (4, 5, 28, 28)
+    ends = draw_film(small, torch.tensor([3, 3]), [7, 9], config)
+    assert close(film.noisy[:, [0, 4]], ends.noisy)
+    half = (noise([7]) + noise([9])) / (noise([7]) + noise([9])).norm() * noise([7]).norm()
+    middle = film.noisy[0, 2].int() - images.to_pixels(half, small.pixel_mean, small.pixel_std)[0].int()
+    assert middle.abs().float().mean() < 4  # the norms of the two differ by a few per cent
+
+
+def test_a_sketch_is_kept_at_0_and_forgotten_at_1(small, sketch):
+    config = SamplingConfig(steps=5, guidance=2)
+    kept = finish(small, sketch, 3, 7, 0, config)
+    assert kept.times == [0]
+    assert torch.equal(kept.digits, sketch.unsqueeze(0))
+    assert torch.equal(kept.predicted, kept.noisy)
+    assert kept.velocity.shape == (0, 1, 28, 28)
+    forgotten, drawn = finish(small, sketch, 3, 7, 1, config), draw_film(small, torch.tensor([3]), [7], config)
+    assert forgotten.times == drawn.times
+    assert torch.equal(forgotten.noisy, drawn.noisy)
+
+
+def test_a_sketch_goes_on_from_its_mixture_with_noise(small, sketch):
+    turns, config = Turns(), SamplingConfig(steps=5)
+    film = finish(small, sketch, 3, 7, 0.8, config, turns)
+    assert film.times == pytest.approx([0.8, 0.65, 0.473, 0.261, 0], abs=1e-3)
+    assert turns.taken == 4
+    mixture = 0.8 * noise([7]) + 0.2 * images.to_model(sketch.unsqueeze(0), small.pixel_mean, small.pixel_std)
+    assert torch.equal(film.noisy[0], images.to_pixels(mixture, small.pixel_mean, small.pixel_std))
+    v = small(mixture, torch.tensor([0.8]), torch.tensor([3]))
+    x = mixture + (film.times[1] - 0.8) * v  # the first step is Euler's
+    assert close(film.noisy[1], images.to_pixels(x, small.pixel_mean, small.pixel_std))
+    with pytest.raises(ValueError, match=r"noise must be a number from 0 to 1, not 2"):
+        finish(small, sketch, 3, 7, 2, config)
+
+
+def test_a_sketch_from_outside_is_checked(sketch):
+    assert torch.equal(parse_sketch(sketch.flatten().tolist()), sketch)
+    for wrong in ("abc", [0] * 783, (0,) * 784):
+        with pytest.raises(ValueError, match="a sketch is a list of 784 numbers from 0 to 255, not "):
+            parse_sketch(wrong)
+    for wrong in (256, -1, 0.5, None):
+        with pytest.raises(ValueError, match="a pixel of the sketch must be a whole number from 0 to 255, not "):
+            parse_sketch([0] * 783 + [wrong])
+    with pytest.raises(ValueError, match="the sketch is empty; draw something first"):
+        parse_sketch([0] * 784)
 
 
 def run(capsys, *arguments):

@@ -41,17 +41,22 @@ from starlette.middleware import Middleware
 from model import check, sampling, scenes, weights
 from model.common import add_shared, masked, sentence_on_error
 from model.device import pick
-from model.images import CLASSES, columns
+from model.images import CLASSES, SIZE, columns
 from model.page import guard
 from model.page import html as pictures
 from model.turns import Turns
 
 START = {"digit": "7", "seed": 67}  # what the page opens with; steps and guidance are those of the weights
 MAX_SHEET = 400  # digits
+AREA = SIZE**2  # pixels of a sketch
+MAX_ROW = 16  # digits of a row that the API draws
 PATHS = 8  # through the plane
+CHANGES = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0]  # times at which a digit changes its class
+MORPHS = 8  # digits from one seed to another
 # Digits of 50 steps that a call of another kind takes at most.
 ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
-ROWS |= {"paths_tab": PATHS, "styles_tab": 10}
+ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS}
+ROWS |= {"change_api": MAX_ROW, "morph_api": MAX_ROW}
 # Calls of one kind wait for each other; of different kinds, they take turns at the device.
 DIGIT, ROW, SHEET = ({"concurrency_id": kind, "concurrency_limit": 1} for kind in ("digit", "row", "sheet"))
 OWN_DEVICE = "SPACES_ZERO_GPU" in os.environ  # there every call has a process and a device of its own
@@ -203,6 +208,24 @@ class Studio:
         seed = sampling.check_seed(seed, len(labels))
         yield from while_listened(self.batches(sampling.draw, labels, seed, config))
 
+    def change(self, digit, other, seed, at, config):
+        check.whole("number of times", len(at), 1, MAX_ROW)
+        label, other = self.label(digit).item(), self.label(other).item()
+        return self.film(sampling.change_class, label, other, sampling.check_seed(seed), config, at)
+
+    def morph(self, digit, seed, other, count, config):
+        count, other = check.whole("count", count, 2, MAX_ROW), check.whole("other_seed", other, 0, sampling.MAX_SEED)
+        return self.film(sampling.morph, self.label(digit).item(), sampling.check_seed(seed), other, count, config)
+
+    def finish(self, sketch, digit, seed, noise, config):
+        if not isinstance(sketch, list) or len(sketch) != AREA:
+            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row")
+        pixels = torch.tensor(
+            [check.whole("pixel of the sketch", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8
+        )
+        label, seed = self.label(digit).item(), sampling.check_seed(seed)
+        return self.whole(sampling.finish, pixels.view(SIZE, SIZE), label, seed, noise, config)
+
     # ---- the API
 
     def draw_api(
@@ -235,6 +258,48 @@ class Studio:
             pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
             return {"images": pixels.tolist(), "labels": labels.tolist()}
 
+    def change_api(
+        self,
+        digit: str,
+        other: str,
+        seed: int = 42,
+        at: list[float] = CHANGES,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[list[int]]]:
+        """One noise that starts as class `digit` and goes on as class `other`: one image for each time in `at`, from 1
+        (noise: all of it is the other class) to 0 (never). 1 to 16 times."""
+        with sentences():
+            config = self.config(steps, guidance)
+            return self.change(digit, other, seed, at if isinstance(at, list) else [at], config).digits.tolist()
+
+    def morph_api(
+        self,
+        digit: str,
+        seed: int,
+        other_seed: int,
+        count: int = 8,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[list[int]]]:
+        """2 to 16 images of one class, from the noise of one seed to that of another."""
+        with sentences():
+            return self.morph(digit, seed, other_seed, count, self.config(steps, guidance)).digits.tolist()
+
+    def finish_api(
+        self,
+        sketch: list[int],
+        digit: str,
+        noise: float = 0.7,
+        seed: int = 42,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[int]]:
+        """A sketch (784 numbers, row by row, 0 black to 255 white) finished as a class: `noise` from 0, which keeps it,
+        to 1, which forgets it."""
+        with sentences():
+            return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
+
     # ---- the tabs: what to show, and the sentence about a bad value, for which what is shown stays
 
     def digit(self, subject):
@@ -254,9 +319,8 @@ class Studio:
         config = replace(self.sampling, steps=steps, guidance=guidance)
         labels = sampling.parse_number(pictures.plain(number))
         seeds = range(sampling.check_seed(seed, len(labels)), seed + len(labels))
-        return pictures.row(
-            self.film(sampling.draw_film, labels, seeds, config), [str(label) for label in labels.tolist()], seeds, config
-        )
+        film = self.film(sampling.draw_film, labels, seeds, config)
+        return pictures.row(film, [self.classes[label] for label in labels], config, seeds=list(seeds))
 
     def number_tab(self, asked, subject):
         with pictures.Told() as told:
@@ -278,7 +342,10 @@ class Studio:
             digit, seed, _, guidance = subject
             if not (self.can_write_numbers and digit in self.planes):
                 return {"digits": []}
-            seeds, config = range(sampling.check_seed(seed, PATHS), seed + PATHS), replace(self.sampling, guidance=guidance)
+            seeds, config = (
+                range(sampling.check_seed(seed, PATHS), seed + PATHS),
+                replace(self.sampling, guidance=guidance),
+            )
             return self.film(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
         return gr.skip()
 
@@ -300,13 +367,33 @@ class Studio:
                 shown["columns"].append(pictures.column(*column))
                 yield shown
 
+    def change_tab(self, asked, subject):
+        """One noise whose class changes on the way, earlier and later."""
+        with pictures.Told() as told:
+            (other,), (digit, seed, steps, guidance) = asked, subject
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            film = self.change(digit, other, seed, CHANGES, config)
+            told.value = pictures.changed(film, digit, other, seed, CHANGES, config)
+        return told.both
+
+    def morph_tab(self, asked, subject):
+        """Digits between the noise of the page and that of another seed."""
+        with pictures.Told() as told:
+            (other,), (digit, seed, steps, guidance) = asked, subject
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            film = self.morph(digit, seed, other, MORPHS, config)
+            told.value = pictures.morphed(film, digit, (seed, other), MORPHS, config)
+        return told.both
+
     def sheet_tab(self, asked, subject):
         """The sheet, growing as it is drawn."""
         with pictures.Told() as told:
             (classes, count), (_, seed, steps, guidance) = asked, subject
             labels, config = self.labels(classes, count), replace(self.sampling, steps=steps, guidance=guidance)
             names = [self.classes[label] for label in labels]
-            told.value = pictures.sheet(names, sampling.check_seed(seed, count), config, columns(count), self.classes)
+            told.value = pictures.sheet(
+                names, sampling.check_seed(seed, count), config, columns(count), labels.tolist()
+            )
             for batch in self.draw_sheet(labels, seed, config):
                 told.value["pixels"].append(pictures.base64_of(batch))
                 yield told.both
@@ -361,7 +448,9 @@ def build(studio: Studio) -> gr.Blocks:
         gr.HTML(pictures.title(), elem_id="title")
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="side"):
-                panel, panel_problem = form("panel", pictures.panel(studio.classes, studio.start, bool(studio.opening)), start)
+                panel, panel_problem = form(
+                    "panel", pictures.panel(studio.classes, studio.start, bool(studio.opening)), start
+                )
                 busy = gr.HTML(elem_id="busy")  # where a busy page says how many are waiting
             with gr.Column(elem_id="stage"), gr.Tabs() as tabs:
                 with gr.Tab("Digit", id="digit"):
@@ -374,7 +463,9 @@ def build(studio: Studio) -> gr.Blocks:
                     gr.HTML(pictures.section(*pictures.STEPS), apply_default_css=False)
                     steps_out = picture("<digit-steps></digit-steps>", about="digit seed guidance")
                 with gr.Tab("Numbers", id="numbers"):
-                    gr.HTML(pictures.section(*pictures.NUMBER), apply_default_css=False, visible=studio.can_write_numbers)
+                    gr.HTML(
+                        pictures.section(*pictures.NUMBER), apply_default_css=False, visible=studio.can_write_numbers
+                    )
                     number, number_problem = form("write", pictures.number_form(), [""])
                     row_out = picture('<digit-row id="row"></digit-row>', about="seed steps guidance")
                     gr.HTML(pictures.section(*pictures.SHEET), apply_default_css=False)
@@ -382,7 +473,13 @@ def build(studio: Studio) -> gr.Blocks:
                     sheet, sheet_problem = form("sheet", pictures.sheet_form(studio.classes, MAX_SHEET), asked)
                     sheet_out = picture('<digit-sheet id="sheet-cells"></digit-sheet>')
                 with gr.Tab("Experiments", id="experiments"):
-                    gr.HTML("")
+                    gr.HTML(pictures.section(*pictures.CHANGE), apply_default_css=False)
+                    other = studio.classes[3 if start[0] == studio.classes[8] else 8 % len(studio.classes)]
+                    change, change_problem = form("change", pictures.change_form(studio.classes, other), [other])
+                    change_out = picture('<digit-row id="changes"></digit-row>', about="digit seed steps guidance")
+                    gr.HTML(pictures.section(*pictures.MORPH), apply_default_css=False)
+                    morph, morph_problem = form("morph", pictures.morph_form(start[1] + 1), [start[1] + 1])
+                    morph_out = picture('<digit-row id="morphs"></digit-row>', about="digit seed steps guidance")
         gr.HTML(pictures.footer(studio.about), elem_id="about", apply_default_css=False)
 
         private = {"api_visibility": "private"}
@@ -398,9 +495,14 @@ def build(studio: Studio) -> gr.Blocks:
         visited = [tabs, panel, *digit_shown, number, *row_shown]
         panel.visit(studio.visit, None, visited, **private, **waiting, **DIGIT)
         panel.select(None, None, tabs, js="() => ({selected: 'digit', __type__: 'update'})", **private)
-        writing = dict(fn=studio.number_tab, inputs=[number, panel], outputs=row_shown, **last, **private, **waiting, **ROW)
-        for event in (number.submit, row_out.draw):
-            event(**writing)
+        rows = [
+            (studio.number_tab, number.submit, number, row_out, number_problem),
+            (studio.change_tab, change.input, change, change_out, change_problem),
+            (studio.morph_tab, morph.input, morph, morph_out, morph_problem),
+        ]
+        for draw, asked, fields, out, problem in rows:
+            for event in (asked, out.draw):
+                event(draw, [fields, panel], [out, problem], **last, **private, **waiting, **ROW)
         scenery = ((paths_out, studio.paths_tab), (styles_out, studio.styles_tab), (steps_out, studio.steps_tab))
         shown = [out.draw(draw, panel, out, **last, **private, **quiet, **ROW) for out, draw in scenery]
         panel.input(None, cancels=shown, **private)
@@ -410,6 +512,9 @@ def build(studio: Studio) -> gr.Blocks:
         gr.api(studio.draw_api, api_name="draw", **DIGIT)
         gr.api(studio.steps_api, api_name="steps", **ROW)
         gr.api(studio.sheet_api, api_name="sheet", **SHEET)
+        gr.api(studio.change_api, api_name="change_class", **ROW)
+        gr.api(studio.morph_api, api_name="morph", **ROW)
+        gr.api(studio.finish_api, api_name="finish", **DIGIT)
     return page.queue(max_size=guard.PLACES, api_open=False)
 
 

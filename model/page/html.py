@@ -52,6 +52,16 @@ STEPS = (
     "closely, until nothing changes any more.",
 )
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
+CHANGE = (
+    "Change its mind",
+    "The same noise, but on the way the network is asked for another class: from t on, which falls from 1, noise, to 0. "
+    "Changed early, it becomes the other digit; changed late, it stays what it is. Its class is decided in between.",
+)
+MORPH = (
+    "From one handwriting to another",
+    "The noise of the page turns into that of another seed, in equal steps, and the class stays. Each picture is drawn "
+    "from a noise between the two.",
+)
 SHEET = ("A sheet", "Up to 400 digits, each from a seed of its own. Click one to open it.")
 
 
@@ -97,6 +107,21 @@ def number_form() -> str:
         f'<p class="hint" id="number-hint">1 to {sampling.MAX_NUMBER} digits; the first one has the seed of the page, '
         'each further one the next.</p><p class="problem" role="alert"></p></form>'
     )
+
+
+def change_form(classes: Sequence[str], other: str) -> str:
+    options = "".join(
+        f"<option{' selected' * (name == other)}>{html.escape(name)}</option>" for name in map(str, classes)
+    )
+    return (
+        '<form class="line" data-fields="other"><label for="other">Change to</label>'
+        f'<select id="other" name="other" data-field="class">{options}</select><p class="problem" role="alert"></p></form>'
+    )
+
+
+def morph_form(other: int) -> str:
+    field = number("other_seed", "The other seed", other, sampling.MAX_SEED, "")
+    return f'<form data-fields="other_seed">{field}<p class="problem" role="alert"></p></form>'
 
 
 def sheet_form(classes: Sequence[str], most: int) -> str:
@@ -199,19 +224,48 @@ def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: Sampli
     }
 
 
-def row(film: Film, digits: Sequence[str], seeds: Sequence[int], config: SamplingConfig) -> dict:
-    """A film of many digits: at most 24 of its states, and only those that a row shows."""
+def row(film: Film, digits: Sequence[str], config: SamplingConfig, **more) -> dict:
+    """A film of many digits: at most 24 of its states, and only what a row shows.
+
+    `more` has their `seeds`, or `about` and `captions` for digits that have no link of their own.
+    """
     kept = film.frames(24)
     return {
         "digits": list(digits),
-        "seeds": list(seeds),
         **recipe(config),
         "times": [film.times[i] for i in kept],
         "noisy": base64_of(film.noisy[kept]),
+        **more,
     }
 
 
-def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int, classes: Sequence[str]) -> dict:
+def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], config: SamplingConfig) -> dict:
+    """One digit per time at which its class changed."""
+    about = f"{named(digit)} that becomes {named(other)} at t = {', '.join(map(str, at))}: {settings(seed, config)}"
+    captions = ["never" if t == 0 else "from the start" if t == 1 else f"at t = {t:g}" for t in at]
+    return row(film, [digit] * len(at), config, about=about, captions=captions)
+
+
+def morphed(film: Film, digit: str, seeds: tuple[int, int], count: int, config: SamplingConfig) -> dict:
+    """Digits between two seeds."""
+    about = (
+        f"{named(digit)}, from the noise of seed {seeds[0]} to that of seed {seeds[1]}: {settings(seeds[0], config)}"
+    )
+    between = [f"{i / (count - 1):.0%}" for i in range(1, count - 1)]
+    captions = [f"seed {seeds[0]}", *between, f"seed {seeds[1]}"]
+    return row(film, [digit] * count, config, about=about, captions=captions)
+
+
+def named(digit: str) -> str:
+    """A class at the beginning of a sentence: A 7, An 8, A black image."""
+    return f"An {digit}" if digit == "8" else f"A {digit}" if digit in "0123456789" else f"A {digit} image"
+
+
+def settings(seed: int, config: SamplingConfig) -> str:
+    return config.recipe("", seed).removeprefix(": ")
+
+
+def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int, labels: Sequence[int]) -> dict:
     """A sheet on which nothing is drawn yet; `pixels` takes one text per batch."""
     seeds = list(range(seed, seed + len(digits)))
     return {
@@ -221,7 +275,7 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
         "pixels": [],
         "total": len(digits),
         "columns": columns,
-        "classes": list(classes),
+        "labels": list(labels),
     }
 
 

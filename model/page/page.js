@@ -158,14 +158,12 @@
         },
         "digit-styles": (element, value) => element.film = decoded(value),
         "digit-sheet": (element, value) => {
-            element.classes = value.classes;
-            const parts = value.pixels.map(digits.bytes), pixels = new Uint8Array(parts.reduce((n, part) => n + part.length, 0));
-            parts.reduce((at, part) => (pixels.set(part, at), at + part.length), 0);
-            element.sheet = {...value, pixels};
+            const parts = value.pixels.map(digits.bytes), pixels = [];
+            for (const part of parts) pixels.push(...part);
+            element.sheet = {...value, pixels: Uint8Array.from(pixels)};
         },
         "digit-steps": (element, value) => {
-            const columns = value.columns.map(column => ({...column, pixels: digits.bytes(column.pixels)}));
-            element.steps = {...value, columns};
+            element.steps = value;
         },
     };
 

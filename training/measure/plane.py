@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
             packed = base64.b64encode(halves.numpy().astype("<f2").tobytes()).decode()
             record[name] = {"axes": packed, "dots": [[round(value, 2) for value in dot] for dot in dots.tolist()]}
         with replacing(PLANES) as new:
-            lines = (f"{json.dumps(name)}: {json.dumps(plane, separators=(',', ':'))}" for name, plane in record.items())
+            lines = (
+                f"{json.dumps(name)}: {json.dumps(plane, separators=(',', ':'))}" for name, plane in record.items()
+            )
             new.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(f"{PLANES}: {len(record)} planes, {PLANES.stat().st_size / 1000:.0f} kB")
     return 0

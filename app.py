@@ -3,7 +3,6 @@
 import argparse
 import atexit
 import os
-import random
 import shutil
 import sys
 import tempfile
@@ -37,6 +36,8 @@ import gradio as gr
 import torch
 from gradio.context import LocalContext
 from starlette.middleware import Middleware
+from starlette.responses import FileResponse
+from starlette.routing import Route
 
 from model import check, sampling, scenes, weights
 from model.common import add_shared, masked, sentence_on_error
@@ -83,7 +84,10 @@ LAUNCH = {
 def serve(page: gr.Blocks, **options):
     """Launch the page behind its guard; `options` and what it returns are those of `gr.Blocks.launch`."""
     guard.trim()
-    return page.launch(**LAUNCH, **options, app_kwargs={"middleware": [Middleware(guard.Guard, work=work)]})
+    pictures.preview(gr.routes.templates.env)
+    picture = Route(pictures.PREVIEW, lambda _: FileResponse(pictures.HERE / "preview.png"))
+    added = {"middleware": [Middleware(guard.Guard, work=work)], "routes": [picture]}
+    return page.launch(**LAUNCH, **options, app_kwargs=added)
 
 
 def work(function: str, values: dict) -> int:
@@ -451,7 +455,7 @@ def build(studio: Studio) -> gr.Blocks:
                 panel, panel_problem = form(
                     "panel", pictures.panel(studio.classes, studio.start, bool(studio.opening)), start
                 )
-                busy = gr.HTML(elem_id="busy")  # where a busy page says how many are waiting
+                busy = gr.HTML(elem_id="busy", js_on_load="digits.busy(element)")  # how many are waiting
             with gr.Column(elem_id="stage"), gr.Tabs() as tabs:
                 with gr.Tab("Digit", id="digit"):
                     gr.HTML(pictures.digit_title(), apply_default_css=False)

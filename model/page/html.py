@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
+import jinja2
 import torch
 
 from model import sampling
@@ -15,6 +16,7 @@ from model.sampling import Film, SamplingConfig
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
 SENTENCE = "A small Diffusion Transformer turns noise into a handwritten digit, step by step."
+PREVIEW = "/preview.png"  # the picture beside a link to the page
 STYLES = ("elements.css", "why.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
 
@@ -31,6 +33,20 @@ def head() -> str:
 
 def read(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def preview(environment: jinja2.Environment) -> None:
+    """Say in Gradio's own templates what a link to the page looks like elsewhere, instead of what Gradio says there."""
+    tags = {"og:title": TITLE, "og:description": SENTENCE, "og:type": "website", "og:url": "{{ config['root'] }}/"}
+    tags |= {"og:image": "{{ config['root'] }}" + PREVIEW, "twitter:card": "summary_large_image"}
+    ours = "".join(f'<meta property="{name}" content="{content}" />' for name, content in tags.items())
+    ours += f'<meta name="description" content="{SENTENCE}" />'
+    changed = {}
+    for name in ("frontend/index.html", "frontend/share.html"):
+        source = environment.loader.get_source(environment, name)[0]
+        source = re.sub(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>', "", source)
+        changed[name] = source.replace("<head>", f"<head>{ours}", 1)
+    environment.loader = jinja2.ChoiceLoader([jinja2.DictLoader(changed), environment.loader])
 
 
 def title() -> str:
@@ -54,13 +70,14 @@ STEPS = (
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
 CHANGE = (
     "Change its mind",
-    "The same noise, but on the way the network is asked for another class: from t on, which falls from 1, noise, to 0. "
-    "Changed early, it becomes the other digit; changed late, it stays what it is. Its class is decided in between.",
+    "The network begins with the class of the page and is asked for another one on the way. Asked early, when all is "
+    "noise (t = 1), it draws the other one; asked late, near the end (t = 0), it cannot turn back any more. What it "
+    "will be is decided in between.",
 )
 MORPH = (
     "From one handwriting to another",
-    "The noise of the page turns into that of another seed, in equal steps, and the class stays. Each picture is drawn "
-    "from a noise between the two.",
+    "The noise of the page turns into that of another seed in equal steps, and each picture is drawn from a noise in "
+    "between. The class stays; the handwriting follows the noise.",
 )
 SHEET = ("A sheet", "Up to 400 digits, each from a seed of its own. Click one to open it.")
 
@@ -89,7 +106,7 @@ def panel(classes: Sequence[str], start: dict, drawn: bool) -> str:
     )
     return (
         '<form class="panel" data-fields="digit seed steps guidance"' + " data-visit" * (not drawn) + ">"
-        f'<fieldset class="classes" data-field="digit"><legend>Class</legend><div>{options}</div></fieldset>'
+        f'<fieldset class="classes" data-field="class"><legend>Class</legend><div>{options}</div></fieldset>'
         + slider("steps", "Steps", start["steps"], 1, sampling.MAX_STEPS, 1, "from noise to digit")
         + f'<div class="buttons">{button("another", "Another seed")}{button("copy", "Copy link")}</div>'
         f'<details><summary>Guidance and seed</summary>{rest}</details><p class="problem" role="alert"></p></form>'
@@ -110,25 +127,24 @@ def number_form() -> str:
 
 
 def change_form(classes: Sequence[str], other: str) -> str:
-    options = "".join(
-        f"<option{' selected' * (name == other)}>{html.escape(name)}</option>" for name in map(str, classes)
-    )
+    options = "".join(f"<option{' selected' * (name == other)}>{html.escape(name)}</option>" for name in classes)
     return (
-        '<form class="line" data-fields="other"><label for="other">Change to</label>'
-        f'<select id="other" name="other" data-field="class">{options}</select><p class="problem" role="alert"></p></form>'
+        '<form class="line" data-fields="other"><div class="field" data-field="class">'
+        f'<label for="other">Change to</label><select id="other" name="other">{options}</select></div>'
+        '<p class="problem" role="alert"></p></form>'
     )
 
 
 def morph_form(other: int) -> str:
     field = number("other_seed", "The other seed", other, sampling.MAX_SEED, "")
-    return f'<form data-fields="other_seed">{field}<p class="problem" role="alert"></p></form>'
+    return f'<form class="line" data-fields="other_seed">{field}<p class="problem" role="alert"></p></form>'
 
 
 def sheet_form(classes: Sequence[str], most: int) -> str:
     options = "".join(choice("checkbox", "classes", name, name in classes[:10]) for name in classes)
     return (
         '<form data-fields="classes count">'
-        f'<fieldset class="classes" data-field="classes"><legend>Classes, in turn</legend><div>{options}</div></fieldset>'
+        f'<fieldset class="classes" data-field="class"><legend>Classes, in turn</legend><div>{options}</div></fieldset>'
         + slider("count", "How many", 100, 1, most, 1, "digits")
         + f'<div class="buttons">{submit("Draw the sheet")}{button("stop", "Stop")}</div>'
         '<p class="problem" role="alert"></p></form>'
@@ -248,11 +264,10 @@ def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], 
 
 def morphed(film: Film, digit: str, seeds: tuple[int, int], count: int, config: SamplingConfig) -> dict:
     """Digits between two seeds."""
-    about = (
-        f"{named(digit)}, from the noise of seed {seeds[0]} to that of seed {seeds[1]}: {settings(seeds[0], config)}"
-    )
+    first, last = seeds
+    about = f"{named(digit)} from the noise of seed {first} to that of seed {last}: {settings(first, config)}"
     between = [f"{i / (count - 1):.0%}" for i in range(1, count - 1)]
-    captions = [f"seed {seeds[0]}", *between, f"seed {seeds[1]}"]
+    captions = [f"seed {first}", *between, f"seed {last}"]
     return row(film, [digit] * count, config, about=about, captions=captions)
 
 

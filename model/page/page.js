@@ -105,6 +105,18 @@
         });
     }
 
+    // Gradio's "queue: 3/5" in words.
+    function busy(element) {
+        const words = document.createElement("p"), block = element.closest("#busy");
+        Object.assign(words, {id: "waiting", role: "status"});
+        block.after(words);
+        new MutationObserver(() => {
+            const place = block.innerText.match(/queue: (\d+)/)?.[1] ?? block.textContent.match(/queue: (\d+)/)?.[1];
+            words.textContent = !place ? "" : place === "1" ? "The page is busy; yours is the next drawing."
+                : `The page is busy; ${place - 1} drawings come before yours.`;
+        }).observe(block, {subtree: true, childList: true, characterData: true});
+    }
+
     // ---- pictures
 
     // The element in a component, which gets the component's value. With an event, the server draws it when it is in
@@ -233,5 +245,5 @@
     }
 
     window.digits ??= {};
-    Object.assign(digits, {form, problem, picture});
+    Object.assign(digits, {form, problem, picture, busy});
 }

@@ -21,9 +21,9 @@ DOTS = 250  # real digits to show of each class
 
 
 def axes(pixels: torch.Tensor) -> torch.Tensor:
-    """Two orthonormal axes `[2, 784]` for images uint8 `[N, 28, 28]`. Those that lean to the right lie higher on the second."""
+    """Two orthonormal axes `[2, 784]` for images uint8 `[N, 28, 28]`; those that lean to the right lie higher."""
     x = pixels.flatten(1).double() / 255 - 0.5
-    first = torch.nn.functional.normalize(x.mean(0), dim=0)
+    first = x.mean(0) / x.mean(0).norm()
     x = x - x.mean(0)
     x = x - torch.outer(x @ first, first)
     second = torch.linalg.eigh(x.T @ x).eigenvectors[:, -1]
@@ -47,10 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             packed = base64.b64encode(halves.numpy().astype("<f2").tobytes()).decode()
             record[name] = {"axes": packed, "dots": [[round(value, 2) for value in dot] for dot in dots.tolist()]}
         with replacing(PLANES) as new:
-            lines = (
-                f"{json.dumps(name)}: {json.dumps(plane, separators=(',', ':'))}" for name, plane in record.items()
-            )
-            new.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+            new.write_text(json.dumps(record).replace("}, ", "},\n") + "\n", encoding="utf-8")
     print(f"{PLANES}: {len(record)} planes, {PLANES.stat().st_size / 1000:.0f} kB")
     return 0
 

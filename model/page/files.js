@@ -39,7 +39,7 @@
         return new Uint8Array(view.buffer);
     }
 
-    // Images [N, 28, 28] as one picture {width, height, pixels}, each pixel `scale` wide: a single one without a margin.
+    // Images [N, 28, 28] as one picture {width, height, pixels}, each pixel `scale` wide; a single one has no margin.
     function grid(images, columns, scale) {
         const count = images.length / SIZE ** 2, gap = count > 1 ? GAP : 0, pitch = SIZE + gap;
         columns = Math.min(columns, count);

@@ -54,7 +54,7 @@
 
     // ---- parts of a page
 
-    // An element with properties (and attributes, where a name has a hyphen or is `role`) and children.
+    // An element with properties (attributes, where a name has a hyphen or is `role`) and children.
     function make(tag, properties = {}, ...children) {
         const made = document.createElement(tag);
         for (const [name, value] of Object.entries(properties)) {
@@ -67,8 +67,8 @@
 
     // A canvas of one image; `text` is what a screen reader says.
     function canvas(text, name = "") {
-        const words = text ? {role: "img", "aria-label": text} : {"aria-hidden": "true"};
-        return make("canvas", {className: `digits-pixels ${name}`, width: SIZE, height: SIZE, ...words});
+        const spoken = text ? {role: "img", "aria-label": text} : {"aria-hidden": "true"};
+        return make("canvas", {className: `digits-pixels ${name}`, width: SIZE, height: SIZE, ...spoken});
     }
 
     function paint(canvas, pixels) {
@@ -80,7 +80,7 @@
     // An image as a link that opens its digit. Whoever handles the event "digit-open" prevents the browser from
     // following the link.
     function cell(digit, text) {
-        const made = make("a", {href: link(digit), className: "digits-cell"}, canvas(text));
+        const made = make("a", {href: digits.link(digit), className: "digits-cell"}, canvas(text));
         made.addEventListener("click", event => {
             if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
             const open = new CustomEvent("digit-open", {detail: digit, bubbles: true, cancelable: true});
@@ -89,30 +89,32 @@
         return made;
     }
 
-    // Make the links in a grid one stop of the Tab key; arrow keys, Home and End move between them.
+    // Make the links in a grid one stop of the Tab key; arrow keys, Home and End move between them. Call what it
+    // returns whenever the links have changed.
     function walk(grid) {
-        const cells = () => [...grid.querySelectorAll("a")];
+        let stop;
+        const links = () => [...grid.querySelectorAll("a")];
+        const settle = () => {
+            const all = links();
+            if (!all.includes(stop)) [stop] = all;
+            for (const link of all) link.tabIndex = link === stop ? 0 : -1;
+        };
         grid.addEventListener("focusin", ({target}) => {
-            for (const cell of cells()) cell.tabIndex = cell === target ? 0 : -1;
+            stop = target;
+            settle();
         });
         grid.addEventListener("keydown", event => {
             if (event.altKey || event.ctrlKey || event.metaKey) return;
-            const all = cells(), at = all.indexOf(event.target);
-            const top = all[0]?.offsetTop, second = all.findIndex(cell => cell.offsetTop > top + 1);
-            const columns = second < 0 ? all.length : second, last = all.length - 1;
+            const all = links(), at = all.indexOf(event.target), top = all[0].getBoundingClientRect().top;
+            const below = all.findIndex(link => link.getBoundingClientRect().top > top + 1);
+            const columns = below < 0 ? all.length : below;
             const to = {ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - columns, ArrowDown: at + columns,
-                Home: 0, End: last}[event.key];
-            if (at < 0 || to === undefined) return;
+                Home: 0, End: all.length - 1}[event.key];
+            if (to === undefined) return;
             event.preventDefault();
             all[to]?.focus();
         });
-    }
-
-    // Keep exactly one of the links of a grid in the order of the Tab key.
-    function oneStop(grid) {
-        const all = [...grid.querySelectorAll("a")], kept = all.find(cell => cell.tabIndex === 0);
-        const first = all.includes(document.activeElement) ? document.activeElement : all[0];
-        if (all.length && (!kept || kept !== first)) for (const cell of all) cell.tabIndex = cell === first ? 0 : -1;
+        return settle;
     }
 
     const button = (text, onclick) => make("button", {type: "button", className: "digits-button", onclick}, text);
@@ -152,34 +154,33 @@
         }
 
         // A new digit plays once by itself; of a digit that was there, with other steps or guidance, the same moment is
-        // shown. Set the same film again when it has more states.
+        // shown. Set the same film again when it has more states; it is followed if nothing else is there to be shown.
         set film(film) {
             const digit = JSON.stringify([film.digits, film.seeds, film.about]), memory = this.memory;
-            const known = memory.digit === digit, last = film.times.length - 1, count = film.count ?? last + 1;
-            const whole = count > last, more = this.#film?.noisy === film.noisy;
-            if (!whole && !more && (known || calm())) return; // what is there stays until the other one is whole
-            const before = more ? this.#film : null;
+            const last = film.times.length - 1, count = film.count ?? last + 1, whole = count > last;
+            const more = this.#film?.noisy === film.noisy, noiseAlone = this.#film && this.count <= 1;
+            const inPlace = memory.digit === digit && !noiseAlone;
+            if (!more && !whole && this.#film && (inPlace || calm())) return; // what is there stays for now
             this.#film = film;
-            memory.digit = digit;
             if (!more) {
                 this.#stop();
                 this.build(film);
                 this.slider.max = last;
+                this.#following = !whole;
+                memory.digit = digit;
+                if (!inPlace) memory.t = 0;
             }
             this.grown(film, count);
-            if (more) {
-                if (this.#following) this.#show(count - 1);
-            } else if (!known) {
-                memory.t = 0;
-                this.#following = !whole;
-                if (!whole) this.#show(count - 1);
-                else if (calm()) this.#show(last);
-                else this.play();
-            } else {
+            if (more || !whole) {
+                if (this.#following && (!more || whole || !calm())) this.#show(Math.max(count - 1, 0));
+                this.#following &&= !whole;
+            } else if (inPlace || calm()) {
                 const away = film.times.map(t => Math.abs(t - memory.t));
                 this.#show(away.indexOf(Math.min(...away)));
+            } else {
+                this.#index = last;
+                this.play();
             }
-            if (whole) this.#following = false;
         }
 
         // The index of the state that is shown.
@@ -200,14 +201,12 @@
             return this.#film.count ?? this.#film.times.length;
         }
 
-        // From noise to digit, once.
+        // From the state that is shown, or from noise if that is the digit.
         play() {
             this.#stop();
             this.memory.t = 0;
             this.#following = false;
-            const begin = this.#index < this.count - 1 && this.paused ? this.#index : 0, last = this.count - 1;
-            this.paused = false;
-            this.#show(begin);
+            const last = this.count - 1, begin = this.#index < last ? this.#index : 0;
             let started;
             const tick = now => {
                 started ??= now;
@@ -216,20 +215,18 @@
                 if (index < last) this.#frame = requestAnimationFrame(tick);
                 else this.#stop();
             };
+            this.#show(begin);
             this.#frame = requestAnimationFrame(tick);
             this.#label();
         }
 
         pause() {
-            this.#stop();
-            this.paused = true;
-            this.memory.t = this.#film.times[this.#index];
+            this.scrub(this.#index);
         }
 
         #stop() {
             cancelAnimationFrame(this.#frame);
             this.#frame = 0;
-            this.paused = false;
             if (this.playButton) this.#label();
         }
 
@@ -242,7 +239,6 @@
             this.#index = index;
             this.slider.value = index;
             this.slider.setAttribute("aria-valuetext", `t = ${this.#film.times[index].toFixed(2)}`);
-            this.slider.style.setProperty("--at", index / (this.#film.times.length - 1));
             this.draw(this.#film, index);
         }
 
@@ -300,18 +296,20 @@
             const last = film.times.length - 1, few = spaced(FRAMES, last);
             this.large.setAttribute("aria-label", film.about ??
                 alt({...film, digit: film.digits[0], seed: film.seeds[0]}));
-            this.frames = few.map(index => {
+            this.frames = few.map((index, column) => {
                 const t = film.times[index].toFixed(2), rows = {};
                 const frame = make("button", {
                     type: "button", className: "digits-frame", tabIndex: -1, onclick: () => this.scrub(index),
                     "aria-label": `Show t = ${t}`,
                 });
+                frame.style.gridColumn = column + 1; // over the titles, which span all columns
                 for (const row of Object.keys(ROWS)) frame.append(rows[row] = canvas("", `digits-${row}`));
                 frame.append(make("span", {}, t));
                 return {index, frame, rows, painted: false};
             });
             const titles = Object.entries(ROWS).map(([row, [words, formula]]) => make("div",
                 {className: `digits-title digits-${row}`}, make("span", {}, words, " ", make("i", {}, formula))));
+            this.strip.style.setProperty("--frames", few.length);
             this.strip.replaceChildren(...titles, ...this.frames.map(({frame}) => frame));
             this.velocitySwitch.hidden = !film.velocity;
             this.#toggleVelocity();
@@ -332,9 +330,8 @@
             const guess = make("div", {className: "digits-guess"}, this.guess, make("p", {}, "predicted from it"));
             this.replaceChildren(
                 make("div", {className: "digits-stage"}, this.large, guess),
-                this.player, this.caption,
-                make("div", {className: "digits-saves"}, ...this.saves(), this.velocitySwitch),
-                this.strip,
+                this.player, this.caption, this.strip, this.velocitySwitch,
+                make("div", {className: "digits-saves"}, ...this.saves()),
             );
         }
 
@@ -372,13 +369,14 @@
 
         // What is to be seen, for somebody who has never heard of any of it.
         #words(film, index) {
-            const last = film.times.length - 1, steps = `${last} step${last === 1 ? "" : "s"}`;
-            if (index === last) return `The finished ${/^\d$/.test(film.digits[0]) ? "digit" : "image"}, after ${steps}.`;
-            const now = index > 0 ? `After ${index} of ${steps}, some noise is left.`
+            const last = film.times.length - 1, noun = /^\d$/.test(film.digits[0]) ? "digit" : "image";
+            const steps = `${last} step${last === 1 ? "" : "s"}`;
+            if (index === last) return `The finished ${noun}, after ${steps}.`;
+            const now = index > 0 ? `After ${index} of ${steps}.`
                 : film.times[0] === 1 ? "Pure noise." : "The start: an image under noise.";
-            if (this.count <= last) return `${now} Beside it, what the network predicts from it.`;
-            return `${now} ${this.#near(index) ? "What the network predicts from it is already close to the end result."
-                : "Beside it, what the network predicts from it."}`;
+            return this.count > last && this.#near(index)
+                ? `${now} What the network predicts from it is already close to the finished ${noun}.`
+                : `${now} Beside it, what the network predicts from it.`;
         }
 
         // Whether the image predicted at a state is almost the finished one.
@@ -394,7 +392,7 @@
         build(film) {
             if (!this.cells) {
                 this.cells = make("div", {className: "digits-cells"});
-                walk(this.cells);
+                this.settle = walk(this.cells);
                 const saves = make("div", {className: "digits-saves"}, ...this.saves());
                 this.replaceChildren(this.cells, this.player, saves);
             }
@@ -410,7 +408,7 @@
                 if (captions[i]) part.append(make("span", {}, captions[i]));
                 return part;
             }));
-            oneStop(this.cells);
+            this.settle();
         }
 
         grown() {}
@@ -423,7 +421,7 @@
     }
 
     window.digits ??= {};
-    Object.assign(digits, {film, bytes, link, named, alt, recipe, fileName, make, canvas, paint, cell, walk, oneStop, button});
+    Object.assign(digits, {film, bytes, link, named, alt, recipe, make, canvas, paint, cell, walk, button});
     customElements.define("digit-film", DigitFilm);
     customElements.define("digit-row", DigitRow);
 }

@@ -28,8 +28,8 @@
         }
     }
 
-    // data-sheet: {digits, seeds, steps, guidance, time_shift, pixels, total, columns}. `pixels` are those that are there
-    // so far, uint8 [n, 28, 28], base64 in the attribute; n of `total`. `labels` are of the data set.
+    // data-sheet: {digits, seeds, steps, guidance, time_shift, labels, total, columns, pixels}. `pixels` are those of
+    // `total` that are there so far: uint8 [n, 28, 28], base64 in the attribute.
     class DigitSheet extends Shown {
         static observedAttributes = ["data-sheet"];
 
@@ -57,16 +57,17 @@
                 const href = i < count ? digits.link(digit) : null;
                 if (there.getAttribute("href") === href) continue;
                 there.replaceWith(i < count ? digits.cell(digit, digits.alt(digit)) : blank());
-                if (i < count) digits.paint(this.cells.children[i].firstChild, pixels.subarray(i * AREA, (i + 1) * AREA));
+                if (i >= count) continue;
+                digits.paint(this.cells.children[i].firstChild, pixels.subarray(i * AREA, (i + 1) * AREA));
             }
-            digits.oneStop(this.cells);
+            this.settle();
             for (const button of this.saves.children) button.disabled = count === 0;
             this.status.textContent = `${count < size ? `${count} of ${size}` : size} digits`;
         }
 
         #lay() {
             this.cells = digits.make("div", {className: "digits-cells digits-sheet"});
-            digits.walk(this.cells);
+            this.settle = digits.walk(this.cells);
             this.status = digits.make("p", {className: "digits-caption"});
             this.saves = digits.make("div", {className: "digits-saves"},
                 digits.button("Save picture", () => this.#savePicture()),
@@ -91,8 +92,8 @@
         }
     }
 
-    // data-steps: {digits, seed, guidance, time_shift, columns: [{steps, pixels, milliseconds}]}: one row per digit, one
-    // column per number of steps that is there so far.
+    // data-steps: {digits, seed, guidance, time_shift, columns: [{steps, pixels, milliseconds}]}: one row per digit,
+    // one column per number of steps that is there so far.
     class DigitSteps extends Shown {
         static observedAttributes = ["data-steps"];
 
@@ -106,7 +107,7 @@
 
         draw({digits: names, seed, guidance, columns}) {
             const {make} = digits, images = columns.map(({pixels}) => digits.bytes(pixels));
-            const before = [...this.querySelectorAll("a")].indexOf(document.activeElement);
+            const focused = this.contains(document.activeElement) && document.activeElement.getAttribute("href");
             const head = columns.map(({steps}) => make("th", {scope: "col"}, `${steps}`));
             const rows = names.map((digit, row) => make("tr", {}, make("th", {scope: "row"}, digit),
                 ...columns.map(({steps}, column) => {
@@ -115,17 +116,16 @@
                     return make("td", {}, cell);
                 })));
             const times = columns.map(({milliseconds}) => make("td", {},
-                milliseconds === undefined ? "" : `${Math.round(milliseconds)} ms`));
+                milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`));
+            const room = Array.from({length: Math.max(0, 6 - columns.length)}, () => make("td"));
             const table = make("table", {className: "digits-steps"},
                 make("caption", {}, "Steps"),
-                make("thead", {}, make("tr", {}, make("td"), ...head)),
+                make("thead", {}, make("tr", {}, make("td"), ...head, ...room)),
                 make("tbody", {}, ...rows),
                 make("tfoot", {}, make("tr", {}, make("td"), ...times)));
-            table.style.setProperty("--columns", Math.max(6, columns.length));
-            digits.walk(table);
             this.replaceChildren(table);
-            digits.oneStop(table);
-            if (before >= 0) this.querySelectorAll("a")[before]?.focus();
+            digits.walk(table)();
+            [...table.querySelectorAll("a")].find(link => link.getAttribute("href") === focused)?.focus();
         }
     }
 

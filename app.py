@@ -393,6 +393,8 @@ class Studio:
         """The sheet, growing as it is drawn."""
         with pictures.Told() as told:
             (classes, count), (_, seed, steps, guidance) = asked, subject
+            if not classes:
+                raise ValueError("class is missing; choose at least one")
             labels, config = self.labels(classes, count), replace(self.sampling, steps=steps, guidance=guidance)
             names = [self.classes[label] for label in labels]
             told.value = pictures.sheet(

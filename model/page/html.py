@@ -15,7 +15,7 @@ from model.sampling import Film, SamplingConfig
 
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
-SENTENCE = "A small Diffusion Transformer turns noise into a handwritten digit, step by step."
+SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
 PREVIEW = "/preview.png"  # the picture beside a link to the page
 STYLES = ("elements.css", "why.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
@@ -257,7 +257,8 @@ def row(film: Film, digits: Sequence[str], config: SamplingConfig, **more) -> di
 
 def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], config: SamplingConfig) -> dict:
     """One digit per time at which its class changed."""
-    about = f"{named(digit)} that becomes {named(other)} at t = {', '.join(map(str, at))}: {settings(seed, config)}"
+    other = f"a{named(other)[1:]}"
+    about = f"{named(digit)} that becomes {other} at t = {', '.join(map(str, at))}: {settings(seed, config)}"
     captions = ["never" if t == 0 else "from the start" if t == 1 else f"at t = {t:g}" for t in at]
     return row(film, [digit] * len(at), config, about=about, captions=captions)
 

@@ -7,7 +7,9 @@
     const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
     const image = (data, i) => data.subarray(i * AREA, (i + 1) * AREA);
     const isDigit = name => /^\d$/.test(name);
-    const named = name => isDigit(name) ? `${name === "8" ? "an" : "a"} ${name}` : `the ${digits.named(name)}`;
+    // What was asked for, in a sentence: a 7, a black image.
+    const named = ({digits: [name], guidance}) => guidance === 0 ? "an image of any class"
+        : `${name === "8" ? "an" : "a"} ${digits.named(name)}`;
     const inSteps = count => `${count} step${count === 1 ? "" : "s"}`;
 
     // What outlives an element whose HTML is replaced, by its id.
@@ -53,26 +55,25 @@
             this.field = canvas("An arrow for every pixel", "why-field");
             this.aim = canvas("Where the arrows lead");
             this.stepButton = button("One step", () => this.step(500));
-            this.restButton = button("All the others", () => this.rest());
+            this.restButton = button("All the rest", () => this.rest());
             this.resetButton = button("Start again", () => this.go(0));
             this.stepButton.classList.add("why-main");
+            this.words = make("p");
             this.caption = make("p", {className: "why-caption", "aria-live": "polite"});
             this.append(
-                make("h3", {}, "What is a step?"),
-                make("p", {}, "It begins with noise, like the snow on an old television. For every pixel, the network "
-                    + "predicts an arrow: brighter or darker, and how strongly. One step moves every pixel a little "
-                    + "along its arrow; then the network looks again."),
+                make("h3", {}, "What is a step?"), this.words,
                 make("div", {className: "why-three"},
                     figure(this.now, "The picture now"),
                     figure(this.field, make("span", {className: "why-up"}, "▲ brighter"), " ",
                         make("span", {className: "why-down"}, "▼ darker")),
-                    figure(this.aim, "Where the arrows lead")),
-                make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton),
+                    figure(this.aim, "Where the arrows lead"),
+                    make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
                 this.caption,
-                make("details", {}, make("summary", {}, "More exactly"), make("p", {}, "“Where the arrows lead” is the "
-                    + "picture that would come out if every pixel followed its present arrow to the very end. From the "
-                    + "second step on, a step also takes into account how the arrows have changed since the last one, "
-                    + "as one leans into a bend; only the last step follows its arrows alone again.")),
+                make("details", {}, make("summary", {}, "More exactly"), make("p", {},
+                    "“Where the arrows lead” is the picture that would come out if every pixel followed its present "
+                    + "arrow to the very end. From the second step on, a step also takes into account how the arrows "
+                    + "have changed since the last one, as one leans into a bend; only the last step follows its "
+                    + "arrows alone again.")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -82,6 +83,9 @@
             const which = JSON.stringify([digit, seeds, steps, guidance]);
             if (this.memory.which !== which) Object.assign(this.memory, {which, i: 0});
             this.last = (count ?? times.length) - 1;
+            this.words.textContent = `It begins with noise, like the snow on an old television. Asked for `
+                + `${named(this.data)}, the network predicts an arrow for every pixel: brighter or darker, and how `
+                + `strongly. One step moves every pixel a little along its arrow; then the network looks again.`;
             this.go(Math.min(this.memory.i, this.last));
         }
 
@@ -102,18 +106,19 @@
         }
 
         #words(i) {
-            const {digits: [digit], steps} = this.data, name = named(digit);
+            const {digits: [digit], guidance, steps} = this.data, name = named(this.data);
+            const plain = isDigit(digit) && guidance > 0;
             if (i === steps) {
                 return steps === 1 ? "Done, in one big step. There was no second look, so the picture is blurred."
                     : `Done: in ${steps} steps the noise has become ${name}. Every step began with a fresh look.`;
             }
             if (i > 0) {
-                return `After ${i} of ${inSteps(steps)}. The network has looked again: the arrows are new, and so is `
-                    + `the place where they lead.`;
+                return `After ${i} of ${inSteps(steps)}. The network has looked again and set new arrows`
+                    + `${plain ? `; they lead to a clearer ${digit} than those at the start.` : "."}`;
             }
-            return isDigit(digit)
-                ? `Pure noise. Even so, the arrows already lead to ${name}, if a blurred one: so many are still possible.`
-                : `Pure noise. Even so, the arrows already lead to ${name}.`;
+            return plain
+                ? `Pure noise. Even so, the arrows already lead to ${name}, but a blurred one: many are still possible.`
+                : "Pure noise, and an arrow for every pixel.";
         }
 
         // A triangle per pixel, up for brighter, as large as the change.
@@ -124,7 +129,7 @@
             const context = field.getContext("2d"), size = side / 28, style = getComputedStyle(this);
             image(data.velocity, i).forEach((value, place) => {
                 const change = (128 - value) / 128; // v is noise − image, so a step adds its opposite
-                if (Math.abs(change) < 0.03) return;
+                if (Math.abs(change) < 0.06) return;
                 const x = (place % 28 + 0.5) * size, y = (Math.floor(place / 28) + 0.5) * size;
                 const high = change * size * 0.48, wide = (0.15 + 0.35 * Math.abs(change)) * size;
                 context.fillStyle = style.getPropertyValue(change > 0 ? "--why-up" : "--why-down");
@@ -161,7 +166,7 @@
 
     // ---- many steps
 
-    const WIDTH = 400, HEIGHT = 300, MARGIN = 10; // of the map, in its own units
+    const WIDTH = 400, MARGIN = 12; // of the map, in its own units
 
     class DigitPaths extends Scene {
         static observedAttributes = ["data-paths"];
@@ -193,7 +198,7 @@
 
         update() {
             const {digits: [digit], seeds, dots, runs} = this.data;
-            this.bytes = runs.map(run => bytes(run.pixels));
+            this.pixels = runs.map(run => bytes(run.pixels));
             this.memory.run = Math.min(this.memory.run ?? Infinity, runs.length - 1);
             this.memory.path = Math.min(this.memory.path ?? 0, seeds.length - 1);
             const points = [...dots, ...runs.flatMap(run => [...run.path, ...run.aims].flat())];
@@ -201,20 +206,23 @@
                 const values = points.map(point => point[axis]);
                 return [Math.min(...values), Math.max(...values)];
             });
-            const scale = Math.min((WIDTH - 2 * MARGIN) / (right - left), (HEIGHT - 2 * MARGIN) / (top - bottom));
-            this.place = ([x, y]) => [
-                (MARGIN + (x - left) * scale).toFixed(1), (HEIGHT / 2 - (y - (bottom + top) / 2) * scale).toFixed(1),
-            ];
+            const scale = (WIDTH - 2 * MARGIN) / (right - left);
+            this.height = Math.round((top - bottom) * scale + 2 * MARGIN);
+            this.style.setProperty("--why-ratio", this.height / WIDTH);
+            this.place = point => [point[0] - left, top - point[1]].map(away => (MARGIN + away * scale).toFixed(1));
+            const average = dots.reduce((sum, [x]) => sum + x, 0) / dots.length;
+            this.middle = Math.round(100 / WIDTH * this.place([average, 0])[0]); // of the dots, in percent
             const height = k => runs.at(-1).path.at(-1)[k][1];
             this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
-            this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close together. `
-                + `Each line leads from one noise to a digit, with a stop after every step.`;
-            this.note.textContent = `The map keeps two numbers of the 784 pixels. To the right it goes from noise to the `
-                + `average ${digit}, up and down in the direction in which real ${digit}s differ most.`;
+            this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
+                + `together. Each line leads from one noise to a digit, with a stop after every step.`;
+            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. The map flattens `
+                + `784 pixels to two numbers: to the right it goes from noise to the average ${digit}, and up and down `
+                + `lies what differs most among real ${digit}s.`;
             this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
             this.ends.replaceChildren(...this.order.map(k => make("button", {
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
-                onmouseenter: () => this.pick(k),
+                onmousemove: () => this.pick(k),
             }, canvas(""))));
             this.choose(this.memory.run);
         }
@@ -222,7 +230,7 @@
         // Show the paths of a run.
         choose(run) {
             this.memory.run = run;
-            const {digits: [digit], seeds, dots, runs} = this.data, {steps, path} = runs[run];
+            const {digits: [digit], seeds, guidance, dots, runs} = this.data, {steps, path} = runs[run];
             const circle = (point, radius) => {
                 const [x, y] = this.place(point);
                 return `<circle cx="${x}" cy="${y}" r="${radius}"/>`;
@@ -234,20 +242,22 @@
                 return `<g class="why-path" data-path="${k}"><g class="why-aims"></g>${line("why-hit")}`
                     + `${line("why-line")}${stops}</g>`;
             });
-            this.map.innerHTML = `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${seeds.length} paths from `
-                + `noise to ${named(digit)}, in ${inSteps(steps)}"><g class="why-dots">`
-                + `${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
-                + `<span class="why-from">noise</span><span class="why-to">real ${digit}s</span>`;
+            const text = `${seeds.length} paths from noise to ${named(this.data)}, in ${inSteps(steps)}`;
+            this.map.innerHTML = `<svg viewBox="0 0 ${WIDTH} ${this.height}" role="img" aria-label="${text}">`
+                + `<g class="why-dots">${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
+                + `<span style="left: 0">noise</span><span style="left: ${this.middle}%">real ${digit}s</span>`;
             for (const part of this.map.querySelectorAll(".why-path")) {
-                part.onmouseenter = part.onclick = () => this.pick(+part.dataset.path);
+                // not mouseenter, which also comes when a new map is drawn below a mouse at rest
+                part.onmousemove = part.onclick = () => this.pick(+part.dataset.path);
             }
             this.order.forEach((k, i) => {
                 const end = this.ends.children[i];
-                paint(end.firstChild, image(this.bytes[run], k));
-                end.setAttribute("aria-label", `${digits.alt({digit, seed: seeds[k], steps})}`);
+                paint(end.firstChild, image(this.pixels[run], k));
+                end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
             });
             [...this.stepButtons.children].forEach((one, i) => one.setAttribute("aria-pressed", i === run));
-            this.caption.textContent = {
+            this.caption.textContent = guidance === 0
+                ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any." : {
                 1: `In one step. In pure noise every ${digit} is still possible, so the arrows point to the average of `
                     + `all: a blur, and nearly the same for every noise.`,
                 4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `
@@ -255,13 +265,16 @@
                 20: `In 20 steps. The network looks again and again and corrects the course a little each time: every `
                     + `noise finds a ${digit} of its own.`,
             }[steps];
+            this.picked = null;
             this.pick(this.memory.path);
         }
 
         // Stress a path: its digit is shown large, and dashed, where the arrows led at each of its stops.
         pick(k) {
-            const {memory, data} = this, {digits: [digit], seeds, runs} = data, {steps, path, aims} = runs[memory.run];
-            memory.path = k;
+            if (this.picked === k) return;
+            const {memory, data: {digits: [digit], seeds, guidance, runs}} = this;
+            const {steps, path, aims} = runs[memory.run];
+            memory.path = this.picked = k;
             for (const part of this.map.querySelectorAll(".why-path")) {
                 const chosen = +part.dataset.path === k;
                 part.toggleAttribute("data-chosen", chosen);
@@ -269,14 +282,13 @@
                     const [[x1, y1], [x2, y2]] = [path[i][k], aim[k]].map(this.place);
                     return `<line x1="${x1}" y1="${y1}" x2="${x2}" y2="${y2}"/>`;
                 }).join("") : "";
-                if (chosen) this.map.firstChild.append(part); // in front of the others
             }
             this.order.forEach((one, i) => {
                 this.ends.children[i].setAttribute("aria-pressed", one === k);
                 this.ends.children[i].tabIndex = one === k ? 0 : -1;
             });
-            paint(this.end, image(this.bytes[memory.run], k));
-            this.end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps}));
+            paint(this.end, image(this.pixels[memory.run], k));
+            this.end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
         }
     }
 
@@ -284,6 +296,7 @@
 
     const ROWS = 3, FRAME_TIME = 220; // milliseconds
 
+    // The visitor's wish for another row bubbles as the event "digit-noise"; whoever handles it sets another film.
     class DigitStyles extends Scene {
         static observedAttributes = ["data-film"];
 
@@ -293,60 +306,58 @@
 
         build() {
             this.rows = make("div", {className: "why-rows"});
+            const another = button("Another noise", () => {
+                const seed = Math.floor(Math.random() * 10000);
+                this.memory.asked = true;
+                this.dispatchEvent(new CustomEvent("digit-noise", {detail: {seed}, bubbles: true}));
+            });
             this.append(
                 make("h3", {}, "One noise, ten digits"),
-                make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much of "
-                    + "the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
+                make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much "
+                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
                 this.rows,
-                make("div", {className: "why-buttons"}, button("Another noise", () => this.dispatchEvent(new CustomEvent(
-                    "digit-noise", {detail: {seed: Math.floor(Math.random() * 10000)}, bubbles: true},
-                )))),
+                make("div", {className: "why-buttons"}, another),
             );
+            if (this.memory.asked) another.focus({preventScroll: true}); // this element replaces the one that asked
+            this.memory.asked = false;
         }
 
         // The rows of a new film go above those that are there, unless they were drawn in another way.
         update() {
-            const {seeds, steps, guidance, time_shift, digits: names} = this.data, {memory} = this;
+            const {seeds, steps, guidance, time_shift} = this.data, {memory} = this;
             const way = JSON.stringify([steps, guidance, time_shift]);
             if (memory.way !== way) Object.assign(memory, {way, rows: []});
-            const size = names.length, added = [];
-            for (let begin = 0; begin < size; begin = seeds.lastIndexOf(seeds[begin]) + 1) {
-                const seed = seeds[begin], columns = names.slice(begin, seeds.lastIndexOf(seed) + 1);
-                const states = this.data.times.map((_, i) => columns.map((_, k) =>
-                    image(this.data.noisy, i * size + begin + k)));
-                added.push({seed, columns, states, isNew: !memory.rows.some(row => row.seed === seed)});
-            }
-            const kept = memory.rows.filter(row => !added.some(one => one.seed === row.seed));
+            const isNew = seed => !memory.rows.some(row => row.seed === seed);
+            const added = [...new Set(seeds)].map(seed => ({seed, film: this.data, isNew: isNew(seed)}));
+            const kept = memory.rows.filter(row => !seeds.includes(row.seed));
             memory.rows = [...added, ...kept].slice(0, ROWS);
             this.rows.replaceChildren(...memory.rows.map(row => this.#row(row)));
         }
 
+        // The noise of a seed and its digits, which emerge from it when they are shown for the first time.
         #row(row) {
-            const {seed, columns, states, isNew} = row, {steps, guidance} = this.data, last = this.#last();
-            const noise = canvas(`The noise of seed ${seed}`, "why-noise");
-            paint(noise, states[0][0]);
-            const cells = columns.map(digit => {
-                const one = {digit, seed, steps, guidance};
+            const {seed, film} = row, {seeds, steps, guidance} = film;
+            const places = seeds.flatMap((one, place) => one === seed ? [place] : []);
+            const noise = canvas(`The noise of seed ${seed}`);
+            const cells = places.map(place => {
+                const one = {digit: film.digits[place], seed, steps, guidance};
                 return cell(one, digits.alt(one));
             });
-            const show = i => cells.forEach((one, k) => paint(one.firstChild, states[i][k]));
-            row.isNew = false;
-            show(isNew && !calm() ? 0 : last);
-            let i = 0;
-            const tick = () => {
+            const state = (i, place) => image(film.noisy, i * seeds.length + place);
+            const show = i => cells.forEach((one, k) => paint(one.firstChild, state(i, places[k])));
+            const last = (film.count ?? film.times.length) - 1;
+            const emerge = i => {
                 show(i);
-                if (i++ < last) setTimeout(tick, FRAME_TIME);
+                if (i < last) setTimeout(emerge, FRAME_TIME, i + 1);
             };
-            if (isNew && !calm()) tick();
-            const made = make("div", {className: "why-style", role: "group", "aria-label": `Ten digits of seed ${seed}`},
-                noise, make("span", {className: "why-arrow", "aria-hidden": "true"}, "→"), ...cells);
-            digits.walk(made);
-            digits.oneStop(made);
+            paint(noise, state(0, places[0]));
+            emerge(row.isNew && !calm() ? 0 : last);
+            row.isNew = false;
+            const label = `The noise of seed ${seed} as ${cells.length} digits`;
+            const made = make("div", {className: "why-style", role: "group", "aria-label": label},
+                noise, make("span", {"aria-hidden": "true"}, "→"), ...cells);
+            digits.walk(made)();
             return made;
-        }
-
-        #last() {
-            return (this.data.count ?? this.data.times.length) - 1;
         }
     }
 

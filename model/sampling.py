@@ -101,16 +101,6 @@ def parse_number(text: str) -> torch.Tensor:
     return torch.tensor([int(character) for character in text])
 
 
-def parse_sketch(pixels) -> torch.Tensor:
-    """A sketch from outside as uint8 `[28, 28]`; raises ValueError unless it is 784 numbers, row by row, not all 0."""
-    if not isinstance(pixels, list) or len(pixels) != images.SIZE**2:
-        raise ValueError(f"a sketch is a list of {images.SIZE**2} numbers from 0 to 255, not {check.shown(pixels)}")
-    sketch = torch.tensor([check.whole("a pixel of the sketch", pixel, 0, 255) for pixel in pixels], dtype=torch.uint8)
-    if not sketch.any():
-        raise ValueError("the sketch is empty; draw something first")
-    return sketch.view(images.SIZE, images.SIZE)
-
-
 def states(
     network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Iterator[flow.State]:

@@ -53,10 +53,11 @@ AREA = SIZE**2  # pixels of a sketch
 MAX_ROW = 16  # digits of a row that the API draws
 PATHS = 8  # through the plane
 CHANGES = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0]  # times at which a digit changes its class
+NOISE = 0.75  # on a sketch
 MORPHS = 8  # digits from one seed to another
 # Digits of 50 steps that a call of another kind takes at most.
 ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
-ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS}
+ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS, "sketch_tab": 1}
 ROWS |= {"change_api": MAX_ROW, "morph_api": MAX_ROW}
 # Calls of one kind wait for each other; of different kinds, they take turns at the device.
 DIGIT, ROW, SHEET = ({"concurrency_id": kind, "concurrency_limit": 1} for kind in ("digit", "row", "sheet"))
@@ -389,6 +390,16 @@ class Studio:
             told.value = pictures.morphed(film, digit, (seed, other), MORPHS, config)
         return told.both
 
+    def sketch_tab(self, sketch, asked, subject):
+        """What becomes of a sketch."""
+        with pictures.Told() as told:
+            (noise,), (digit, seed, steps, guidance) = asked, subject
+            if sketch:
+                config = replace(self.sampling, steps=steps, guidance=guidance)
+                film = self.finish(sketch, digit, seed, noise, config)
+                told.value = pictures.finished(film, digit, seed, noise, config)
+        return told.both
+
     def sheet_tab(self, asked, subject):
         """The sheet, growing as it is drawn."""
         with pictures.Told() as told:
@@ -486,6 +497,10 @@ def build(studio: Studio) -> gr.Blocks:
                     gr.HTML(pictures.section(*pictures.MORPH), apply_default_css=False)
                     morph, morph_problem = form("morph", pictures.morph_form(start[1] + 1), [start[1] + 1])
                     morph_out = picture('<digit-row id="morphs"></digit-row>', about="digit seed steps guidance")
+                    gr.HTML(pictures.section(*pictures.SKETCH), apply_default_css=False)
+                    sketch = picture('<digit-sketch id="paper"></digit-sketch>', about="sketch")
+                    noise, noise_problem = form("noise", pictures.noise_form(NOISE), [NOISE])
+                    finished_out = picture('<digit-film id="finished"></digit-film>', about="digit seed steps guidance")
         gr.HTML(pictures.footer(studio.about), elem_id="about", apply_default_css=False)
 
         private = {"api_visibility": "private"}
@@ -502,13 +517,14 @@ def build(studio: Studio) -> gr.Blocks:
         panel.visit(studio.visit, None, visited, **private, **waiting, **DIGIT)
         panel.select(None, None, tabs, js="() => ({selected: 'digit', __type__: 'update'})", **private)
         rows = [
-            (studio.number_tab, number.submit, number, row_out, number_problem),
-            (studio.change_tab, change.input, change, change_out, change_problem),
-            (studio.morph_tab, morph.input, morph, morph_out, morph_problem),
+            (studio.number_tab, [number.submit], [number], row_out, number_problem),
+            (studio.change_tab, [change.input], [change], change_out, change_problem),
+            (studio.morph_tab, [morph.input], [morph], morph_out, morph_problem),
+            (studio.sketch_tab, [sketch.draw, noise.input], [sketch, noise], finished_out, noise_problem),
         ]
-        for draw, asked, fields, out, problem in rows:
-            for event in (asked, out.draw):
-                event(draw, [fields, panel], [out, problem], **last, **private, **waiting, **ROW)
+        for draw, events, fields, out, problem in rows:
+            for event in (*events, out.draw):
+                event(draw, [*fields, panel], [out, problem], **last, **private, **waiting, **ROW)
         scenery = ((paths_out, studio.paths_tab), (styles_out, studio.styles_tab), (steps_out, studio.steps_tab))
         shown = [out.draw(draw, panel, out, **last, **private, **quiet, **ROW) for out, draw in scenery]
         panel.input(None, cancels=shown, **private)

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 TITLE = "Digits from noise"
 SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
 PREVIEW = "/preview.png"  # the picture beside a link to the page
-STYLES = ("elements.css", "why.css", "page.css")
+STYLES = ("elements.css", "why.css", "lab.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
 
 # ---- the page around the drawings
@@ -25,10 +25,8 @@ SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
 
 def head() -> str:
     """The style and the scripts of the page, as they go into its head."""
-    style = "".join(read(name) for name in STYLES if (HERE / name).exists())
-    return f"<style>{style}</style>" + "".join(
-        f"<script>{read(name)}</script>" for name in SCRIPTS if (HERE / name).exists()
-    )
+    style, scripts = "".join(map(read, STYLES)), "".join(f"<script>{read(name)}</script>" for name in SCRIPTS)
+    return f"<style>{style}</style>{scripts}"
 
 
 def read(name: str) -> str:
@@ -78,6 +76,10 @@ MORPH = (
     "From one handwriting to another",
     "The noise of the page turns into that of another seed in equal steps, and each picture is drawn from a noise in "
     "between. The class stays; the handwriting follows the noise.",
+)
+SKETCH = (
+    "Finish a sketch",
+    "Draw something; noise is laid over it, and the network takes the noise away again, as the class of the page.",
 )
 SHEET = ("A sheet", "Up to 400 digits, each from a seed of its own. Click one to open it.")
 
@@ -138,6 +140,12 @@ def change_form(classes: Sequence[str], other: str) -> str:
 def morph_form(other: int) -> str:
     field = number("other_seed", "The other seed", other, sampling.MAX_SEED, "")
     return f'<form class="line" data-fields="other_seed">{field}<p class="problem" role="alert"></p></form>'
+
+
+def noise_form(noise: float) -> str:
+    hint = "how much is laid over the sketch: little keeps it, much leaves only a hint of it"
+    field = slider("noise", "Noise", noise, 0, 1, 0.05, hint)
+    return f'<form data-fields="noise">{field}<p class="problem" role="alert"></p></form>'
 
 
 def sheet_form(classes: Sequence[str], most: int) -> str:
@@ -270,6 +278,13 @@ def morphed(film: Film, digit: str, seeds: tuple[int, int], count: int, config: 
     between = [f"{i / (count - 1):.0%}" for i in range(1, count - 1)]
     captions = [f"seed {first}", *between, f"seed {last}"]
     return row(film, [digit] * count, config, about=about, captions=captions)
+
+
+def finished(drawn: Film, digit: str, seed: int, noise: float, config: SamplingConfig) -> dict:
+    """The film of a sketch."""
+    about = f"{named(digit)}, finished from a sketch under noise up to t = {noise:g}: {settings(seed, config)}"
+    made = film(drawn, [digit], [seed], config, about=about)
+    return {name: value for name, value in made.items() if name != "seeds"}
 
 
 def named(digit: str) -> str:

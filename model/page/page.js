@@ -130,7 +130,11 @@
         };
         watch("value", show);
         show();
-        if (!event) return;
+        element.addEventListener("digit-sketch", ({detail}) => {
+            props.value = detail.pixels;
+            trigger(event);
+        });
+        if (!event || about === "sketch") return;
         const area = {element, trigger: () => trigger(event), seen: false, drawn: "", fields: about.split(" ")};
         areas.push(area);
         new IntersectionObserver(entries => {
@@ -146,6 +150,10 @@
 
     const PICTURES = {
         "digit-film": (element, value) => {
+            if (element.id !== "film") {
+                element.film = decoded(value);
+                return;
+            }
             latest = element.film = decoded(value);
             for (const arrows of document.querySelectorAll("digit-arrows")) arrows.film = latest;
             const first = !subject, before = JSON.stringify(subject);

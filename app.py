@@ -439,7 +439,7 @@ def form(name: str, content: str, value: list) -> tuple[gr.HTML, gr.HTML]:
         elem_id=name,
         elem_classes="form",
     )
-    problem = gr.HTML(js_on_load=f"digits.problem(props, watch, '{name}')", elem_classes="problem-of")
+    problem = gr.HTML(html_template="", js_on_load=f"digits.problem(props, watch, '{name}')", elem_classes="problem-of")
     return made, problem
 
 

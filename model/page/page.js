@@ -76,14 +76,18 @@
         });
         watch("value", () => fill(props.value));
         names.forEach(level);
-        forms[element.closest(".form").id] = {form, fill, send, trigger};
+        forms[element.closest(".block").id] = {form, fill, send, trigger};
         if (names.includes("steps")) visit(form, trigger);
+    }
+
+    function isLink() {
+        const asked = new URLSearchParams(location.search);
+        return [...FIELDS, "number"].some(name => asked.has(name));
     }
 
     // Whoever comes with a link sees what it asks for.
     function visit(form, trigger) {
-        const asked = new URLSearchParams(location.search);
-        if ("visit" in form.dataset || [...FIELDS, "number"].some(name => asked.has(name))) {
+        if ("visit" in form.dataset || isLink()) {
             touched = true;
             trigger("visit");
         }
@@ -129,7 +133,7 @@
             if (props.value) PICTURES[shown.localName]?.(shown, props.value);
         };
         watch("value", show);
-        show();
+        if (shown.id !== "film" || !isLink()) show();
         element.addEventListener("digit-sketch", ({detail}) => {
             props.value = detail.pixels;
             trigger(event);
@@ -160,7 +164,8 @@
             subject = {digit: value.digits[0], seed: value.seeds[0], steps: value.steps, guidance: value.guidance};
             if (!first || touched) follow();
             if (!first && before !== JSON.stringify(subject)) one("#announcement").textContent = digits.alt(subject);
-            one("#digit-title").textContent = heading(subject);
+            const name = value.guidance === 0 ? "Any class" : digits.named(subject.digit);
+            one("#digit-title").textContent = `${name} from seed ${subject.seed}`;
             if (toFocus) setTimeout(() => one("#digit-title").focus());
             toFocus = false;
             refresh();
@@ -186,11 +191,6 @@
             element.steps = value;
         },
     };
-
-    function heading({digit, seed, guidance}) {
-        const name = guidance === 0 ? "Any class" : /^\d$/.test(digit) ? digit : `A ${digit} image`;
-        return `${name} from seed ${seed}`;
-    }
 
     // Ask for the pictures in sight that show something else than the page's subject.
     function refresh() {

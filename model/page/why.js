@@ -17,7 +17,7 @@
 
     // An element that is built once and then shows the data of its attribute or property.
     class Scene extends HTMLElement {
-        attributeChangedCallback(_, before, text) {
+        attributeChangedCallback(_name, _before, text) {
             if (text) this.show(digits.film(text));
         }
 
@@ -70,10 +70,11 @@
                     make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
                 this.caption,
                 make("details", {}, make("summary", {}, "More exactly"), make("p", {},
-                    "“Where the arrows lead” is the picture that would come out if every pixel followed its present "
-                    + "arrow to the very end. From the second step on, a step also takes into account how the arrows "
-                    + "have changed since the last one, as one leans into a bend; only the last step follows its "
-                    + "arrows alone again.")),
+                    "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time "
+                    + "t′ after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. "
+                    + "They lead to x − t·v, where every pixel would be that followed its arrow to the end. From the "
+                    + "second step on, v is corrected by how it has changed since the step before, as one leans into a "
+                    + "bend; only the last step goes straight again.")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -100,8 +101,11 @@
             const after = `after ${i} of ${inSteps(this.data.steps)}`;
             this.now.setAttribute("aria-label", `The picture ${after}`);
             this.aim.setAttribute("aria-label", `Where the arrows lead, ${after}`);
+            const all = [this.stepButton, this.restButton, this.resetButton];
+            const focused = all.find(one => one === document.activeElement);
             this.stepButton.disabled = this.restButton.disabled = i >= this.last;
             this.resetButton.disabled = i === 0;
+            if (focused?.disabled) all.find(one => !one.disabled)?.focus();
             this.caption.textContent = this.#words(i);
         }
 
@@ -109,8 +113,9 @@
             const {digits: [digit], guidance, steps} = this.data, name = named(this.data);
             const plain = isDigit(digit) && guidance > 0;
             if (i === steps) {
-                return steps === 1 ? "Done, in one big step. There was no second look, so the picture is blurred."
-                    : `Done: in ${steps} steps the noise has become ${name}. Every step began with a fresh look.`;
+                return steps === 1 && plain
+                    ? "Done, in one big step. There was no second look, so the picture is blurred."
+                    : `Done: in ${inSteps(steps)} the noise has become ${name}. Every step began with a fresh look.`;
             }
             if (i > 0) {
                 return `After ${i} of ${inSteps(steps)}. The network has looked again and set new arrows`
@@ -125,7 +130,7 @@
         #drawArrows() {
             const {field, data, memory: {i}} = this, side = Math.round(field.clientWidth * devicePixelRatio);
             field.width = field.height = side;
-            if (i === data.steps || !side) return;
+            if (i === data.steps || !side || !data.velocity) return;
             const context = field.getContext("2d"), size = side / 28, style = getComputedStyle(this);
             image(data.velocity, i).forEach((value, place) => {
                 const change = (128 - value) / 128; // v is noise − image, so a step adds its opposite
@@ -263,7 +268,7 @@
                 4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `
                     + `${digit}. But few straight pieces follow a curve only roughly, and strokes may break.`,
                 20: `In 20 steps. The network looks again and again and corrects the course a little each time: every `
-                    + `noise finds a ${digit} of its own.`,
+                    + `noise finds ${named(this.data)} of its own.`,
             }[steps];
             this.picked = null;
             this.pick(this.memory.path);
@@ -314,7 +319,8 @@
             this.append(
                 make("h3", {}, "One noise, ten digits"),
                 make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much "
-                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
+                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright. "
+                    + "Compare it with another one."),
                 this.rows,
                 make("div", {className: "why-buttons"}, another),
             );

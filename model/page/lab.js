@@ -4,8 +4,7 @@
 //
 // `strokes`, also as JSON in `data-strokes`: a list of strokes, each a list of points [x, y] from 0 to 1.
 // `pixels`: 784 numbers from 0 to 255, row by row, or null while nothing is drawn. After each stroke that the visitor
-// draws or takes back, the event "digit-sketch" bubbles with them in `detail.pixels`, unless nothing is left.
-// `required()`: the same pixels; where there are none, the element asks for a drawing in words.
+// draws or takes back, the event "digit-sketch" bubbles with them in `detail.pixels`.
 
 {
     const SIZE = 28, BOX = 20, MIDDLE = 14.5; // the mean of MNIST's centres of mass, measured from the edge of the field
@@ -14,7 +13,6 @@
     const {make, button, canvas, paint} = digits;
 
     const HINT = "Draw a digit with the mouse, a finger or a pen.";
-    const ASK = "The sketch is empty: draw a digit first.";
     const DONE = "Scaled to 20 × 20 pixels and centred by its mass in 28 × 28, as the digits of MNIST were.";
 
     const remembered = new Map(); // strokes of an element whose HTML is replaced, by its id
@@ -112,11 +110,6 @@
             return this.#pixels;
         }
 
-        required() {
-            if (!this.#pixels) this.words.textContent = ASK;
-            return this.#pixels;
-        }
-
         #at({clientX, clientY}) {
             const {left, top, width, height} = this.large.getBoundingClientRect();
             return [(clientX - left) / width, (clientY - top) / height].map(place => Math.min(Math.max(place, 0), 1));
@@ -144,7 +137,6 @@
 
         #change(strokes) {
             this.strokes = strokes;
-            if (!this.#pixels) return;
             this.dispatchEvent(new CustomEvent("digit-sketch", {detail: {pixels: this.#pixels}, bubbles: true}));
         }
 

@@ -257,6 +257,8 @@ def test_a_sketch_goes_on_from_its_mixture_with_noise(small, sketch):
     assert close(film.noisy[1], images.to_pixels(x, small.pixel_mean, small.pixel_std))
     with pytest.raises(ValueError, match=r"noise must be a number from 0 to 1, not 2"):
         finish(small, sketch, 3, 7, 2, config)
+    with pytest.raises(ValueError, match="the sketch is empty; draw something first"):
+        finish(small, torch.zeros_like(sketch), 3, 7, 0.5, config)
 
 
 def run(capsys, *arguments):

@@ -43,12 +43,10 @@ from model import check, sampling, scenes, weights
 from model.common import add_shared, masked, sentence_on_error
 from model.device import pick
 from model.images import CLASSES, SIZE, columns
-from model.page import guard
+from model.page import MAX_SHEET, START, guard
 from model.page import html as pictures
 from model.turns import Turns
 
-START = {"digit": "7", "seed": 67}  # what the page opens with; steps and guidance are those of the weights
-MAX_SHEET = 400  # digits
 AREA = SIZE**2  # pixels of a sketch
 MAX_ROW = 16  # digits of a row that the API draws
 PATHS = 8  # through the plane

@@ -101,16 +101,6 @@ def parse_number(text: str) -> torch.Tensor:
     return torch.tensor([int(character) for character in text])
 
 
-def parse_sketch(pixels) -> torch.Tensor:
-    """A sketch from outside as uint8 `[28, 28]`; raises ValueError unless it is 784 numbers, row by row, not all 0."""
-    if not isinstance(pixels, list) or len(pixels) != images.SIZE**2:
-        raise ValueError(f"a sketch is a list of {images.SIZE**2} numbers from 0 to 255, not {check.shown(pixels)}")
-    sketch = torch.tensor([check.whole("a pixel of the sketch", pixel, 0, 255) for pixel in pixels], dtype=torch.uint8)
-    if not sketch.any():
-        raise ValueError("the sketch is empty; draw something first")
-    return sketch.view(images.SIZE, images.SIZE)
-
-
 def states(
     network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Iterator[flow.State]:
@@ -188,13 +178,13 @@ def change_class(
     at: Sequence[float],
     turn: Turn = nullcontext,
 ) -> Film:
-    """One digit per time in `at`, all from the same noise: each starts as `label` and goes on as `other` from its time
-    on.
+    """One digit per time in `at`, all from the same noise: each starts as `label`, and becomes an `other` from the
+    first of the sampler's times that is not above its own.
 
-    Raises ValueError for a time outside [0, 1]. A time between two of the sampler's counts from the later one on.
+    Raises ValueError for a time outside [0, 1].
     """
     device = next(network.parameters()).device
-    at = torch.tensor([check.number("switch time", t, 0, 1) for t in at], dtype=torch.float64, device=device)
+    at = torch.tensor([check.number("switch time", t, 0, 1) for t in at], device=device)
     before, after = (torch.full((len(at),), value, device=device) for value in (label, other))
     noise = flow.noise([seed]).expand(len(at), -1, -1, -1)
     return film(network, states_from(network, noise, flow.switched(before, after, at), sampling, turn))
@@ -223,12 +213,14 @@ def finish(
     sampling: SamplingConfig,
     turn: Turn = nullcontext,
 ) -> Film:
-    """A sketch, uint8 `[28, 28]`, taken along its path to the noise of `seed` as far as `t`, and from there back to a
-    digit of the class (SDEdit, Meng et al., arXiv 2108.01073).
+    """A sketch, uint8 `[28, 28]`, mixed with the noise of `seed` up to time `t`, and drawn from there as a digit of the
+    class (after SDEdit, Meng et al., arXiv 2108.01073). A `t` of 0 keeps the sketch, 1 forgets it.
 
-    The steps are as large as those of a whole drawing, so there are fewer of them: 0 keeps the sketch, 1 forgets it.
-    Raises ValueError for a time outside [0, 1].
+    Each step is as large as in a whole drawing of `sampling.steps`, so there are fewer: as many as the film has.
+    Raises ValueError for an empty sketch and for a time outside [0, 1].
     """
+    if not pixels.any():
+        raise ValueError("the sketch is empty; draw something first")
     t = check.number("noise", t, 0, 1)
     image = images.to_model(pixels.unsqueeze(0), network.pixel_mean, network.pixel_std)
     x, _ = flow.path(image, flow.noise([seed]), torch.tensor([t]))

@@ -1,8 +1,8 @@
 // A drawing from noise to digit: <digit-film> plays and scrubs one digit, <digit-row> several at the same time.
 // The data are a film: {digits, seeds, steps, guidance, time_shift, times [S + 1] and, as uint8 [S + 1, N, 28, 28],
-// `noisy` (x_t) and `predicted` (x_t − t·v); `velocity` [S, N, 28, 28] may be absent}. A film that is still being
-// drawn has the number of its finished states in `count`; one that is no plain digit of a seed says in `about` what it
-// shows, and without `seeds` its pictures are no links.
+// `noisy` (x_t) and `predicted` (x_t − t·v; a row does without); `velocity` [S, N, 28, 28] may be absent}. A film that
+// is still being drawn has the number of its finished states in `count`. Digits that no link opens have no `seeds` but
+// `about`: "what they show: how they were drawn".
 
 {
     const SIZE = 28, AREA = SIZE ** 2, FRAMES = 9, GIF_FRAMES = 24, PLAYING_TIME = 1500; // milliseconds
@@ -42,6 +42,9 @@
         return `${what}, drawn in ${steps} step${steps === 1 ? "" : "s"} from the noise of seed ${seed}`;
     }
 
+    // What digits without a link show, in their own words.
+    const subject = about => about.split(": ")[0];
+
     // What a picture shows and how it was drawn, for its comment; as `SamplingConfig.recipe`.
     function recipe({digits, seeds, steps, guidance, time_shift, about}) {
         if (about) return about;
@@ -50,7 +53,7 @@
     }
 
     // The name of a file without its suffix: 7-seed67.
-    const fileName = ({digits, seeds}) => `${digits.join("")}${seeds ? `-seed${seeds[0]}` : ""}`;
+    const fileName = ({digits, seeds}) => seeds ? `${digits.join("")}-seed${seeds[0]}` : [...new Set(digits)].join("-");
 
     // ---- parts of a page
 
@@ -121,6 +124,10 @@
 
     // ---- the player
 
+    // Whether two films have the same recipe and the same pictures.
+    const same = (film, other) => other && recipe(film) === recipe(other) && film.noisy.length === other.noisy.length
+        && film.noisy.every((grey, i) => grey === other.noisy[i]);
+
     const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
     // A film with a play button and a time slider; subclasses lay it out and draw one of its states.
@@ -156,11 +163,12 @@
         // A new digit plays once by itself; of a digit that was there, with other steps or guidance, the same moment is
         // shown. Set the same film again when it has more states; it is followed if nothing else is there to be shown.
         set film(film) {
-            const digit = JSON.stringify([film.digits, film.seeds, film.about]), memory = this.memory;
+            const digit = JSON.stringify([film.digits, film.seeds ?? subject(film.about)]), memory = this.memory;
             const last = film.times.length - 1, count = film.count ?? last + 1, whole = count > last;
             const more = this.#film?.noisy === film.noisy, noiseAlone = this.#film && this.count <= 1;
             const inPlace = memory.digit === digit && !noiseAlone;
             if (!more && !whole && this.#film && (inPlace || calm())) return; // what is there stays for now
+            if (!more && whole && same(film, this.#film)) return; // it may be playing
             this.#film = film;
             if (!more) {
                 this.#stop();
@@ -171,6 +179,7 @@
                 if (!inPlace) memory.t = 0;
             }
             this.grown(film, count);
+            for (const button of this.files.children) button.disabled = !whole;
             if (more || !whole) {
                 if (this.#following && (!more || whole || !calm())) this.#show(Math.max(count - 1, 0));
                 this.#following &&= !whole;
@@ -242,9 +251,8 @@
             this.draw(this.#film, index);
         }
 
-        // Play button and time slider, made once.
-        get player() {
-            if (this.slider) return this.playerPart;
+        // Play button and time slider.
+        player() {
             this.playButton = button("", () => this.#frame ? this.pause() : this.play());
             this.playButton.classList.add("digits-play");
             this.slider = make("input", {
@@ -252,32 +260,36 @@
                 oninput: () => this.scrub(+this.slider.value),
             });
             this.time = make("span", {className: "digits-t", "aria-hidden": "true"});
-            this.playerPart = make("div", {className: "digits-player"}, this.playButton, this.slider, this.time);
             this.#label();
-            return this.playerPart;
+            return make("div", {className: "digits-player"}, this.playButton, this.slider, this.time);
+        }
+
+        // The buttons that save the digits and the animation.
+        saves() {
+            const scale = (one, widest) => {
+                const count = this.#film.digits.length;
+                return count > 1 ? Math.max(2, Math.min(one, Math.floor(widest / (30 * count + 2)))) : one;
+            };
+            const picture = async () => {
+                const film = this.#film, options = {scale: scale(16, 2000), comment: recipe(film)};
+                const file = await digits.png(this.state("noisy", this.count - 1), film.digits.length, options);
+                digits.save(file, `${fileName(film)}.png`);
+            };
+            const animation = () => {
+                const film = this.#film, few = spaced(GIF_FRAMES, this.count - 1);
+                const frames = few.map(index => this.state("noisy", index));
+                const file = digits.gif(frames, film.digits.length, {scale: scale(12, 900)});
+                digits.save(file, `${fileName(film)}.gif`);
+            };
+            this.files = make("div", {className: "digits-saves"},
+                button("Save picture", picture), button("Save animation", animation));
+            return this.files;
         }
 
         // The images [N, 28, 28] of a state.
         state(row, index) {
             const size = this.#film.digits.length * AREA;
             return this.#film[row].subarray(index * size, (index + 1) * size);
-        }
-
-        // The buttons that save the pictures and the animation that are there so far.
-        saves() {
-            const film = () => this.#film, count = () => film().digits.length;
-            const scale = widest => Math.max(2, Math.min(16, Math.floor(widest / (30 * count() + 2))));
-            const picture = async () => {
-                const options = {scale: count() > 1 ? scale(2000) : 16, comment: recipe(film())};
-                digits.save(await digits.png(this.state("noisy", this.count - 1), count(), options),
-                    `${fileName(film())}.png`);
-            };
-            const animation = () => {
-                const frames = spaced(GIF_FRAMES, this.count - 1).map(index => this.state("noisy", index));
-                const options = {scale: count() > 1 ? scale(900) : 12};
-                digits.save(digits.gif(frames, count(), options), `${fileName(film())}.gif`);
-            };
-            return [button("Save picture", picture), button("Save animation", animation)];
         }
     }
 
@@ -286,16 +298,16 @@
     // The rows of the film strip: what they show, in words and as a formula.
     const ROWS = {
         noisy: ["From noise to digit", "xₜ"],
-        predicted: ["What the network predicts at that moment", "xₜ − t·v"],
-        velocity: ["The velocity it computes: where to lighten or darken, grey for nothing", "v"],
+        predicted: ["Image predicted at that moment", "xₜ − t·v"],
+        velocity: ["Velocity: dark gets brighter, bright darker", "v"],
     };
 
     class DigitFilm extends Player {
         build(film) {
             if (!this.large) this.#lay();
             const last = film.times.length - 1, few = spaced(FRAMES, last);
-            this.large.setAttribute("aria-label", film.about ??
-                alt({...film, digit: film.digits[0], seed: film.seeds[0]}));
+            this.large.setAttribute("aria-label", film.seeds
+                ? alt({...film, digit: film.digits[0], seed: film.seeds[0]}) : subject(film.about));
             this.frames = few.map((index, column) => {
                 const t = film.times[index].toFixed(2), rows = {};
                 const frame = make("button", {
@@ -330,8 +342,7 @@
             const guess = make("div", {className: "digits-guess"}, this.guess, make("p", {}, "predicted from it"));
             this.replaceChildren(
                 make("div", {className: "digits-stage"}, this.large, guess),
-                this.player, this.caption, this.strip, this.velocitySwitch,
-                make("div", {className: "digits-saves"}, ...this.saves()),
+                this.player(), this.caption, this.strip, this.velocitySwitch, this.saves(),
             );
         }
 
@@ -375,7 +386,7 @@
             const now = index > 0 ? `After ${index} of ${steps}.`
                 : film.times[0] === 1 ? "Pure noise." : "The start: an image under noise.";
             return this.count > last && this.#near(index)
-                ? `${now} What the network predicts from it is already close to the finished ${noun}.`
+                ? `${now} The prediction is already close to the finished ${noun}.`
                 : `${now} Beside it, what the network predicts from it.`;
         }
 
@@ -391,12 +402,12 @@
     class DigitRow extends Player {
         build(film) {
             if (!this.cells) {
-                this.cells = make("div", {className: "digits-cells"});
+                this.cells = make("div", {className: "digits-cells", role: "group"});
                 this.settle = walk(this.cells);
-                const saves = make("div", {className: "digits-saves"}, ...this.saves());
-                this.replaceChildren(this.cells, this.player, saves);
+                this.replaceChildren(this.cells, this.player(), this.saves());
             }
             const captions = JSON.parse(this.getAttribute("captions") ?? "[]"), count = film.digits.length;
+            this.cells.setAttribute("aria-label", film.seeds ? film.digits.join("") : subject(film.about));
             this.cells.style.setProperty("--columns", count);
             this.cells.style.setProperty("--few", count > 8 ? Math.ceil(count / 2) : count);
             this.canvases = [];

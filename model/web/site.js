@@ -5,7 +5,6 @@ import { timeGrid, toPixels } from "./flow.js";
 import { noise } from "./noise.js";
 
 const AREA = 28 * 28;
-const BATCH = 10; // digits of a sheet that an engine draws at once
 const PATIENCE = 300; // milliseconds without a new picture after which an outdated drawing may end
 const HELPERS = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1)); // engines beside the first
 const HUB = "https://huggingface.co/";
@@ -28,6 +27,7 @@ class Engine {
     #worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
     #id = 0;
     #drawing = null;
+    drawn = Promise.resolve(); // settled once nothing is being drawn
 
     // `ready` resolves to {config, sampling} of the weights, or fails with an Error of one sentence.
     constructor(weights, onProgress = () => {}) {
@@ -50,7 +50,7 @@ class Engine {
     draw(wanted, onState) {
         const id = ++this.#id;
         this.#drawing?.resolve(false);
-        return new Promise((resolve, reject) => {
+        return this.drawn = new Promise((resolve, reject) => {
             this.#drawing = {id, onState, resolve, reject};
             this.#worker.postMessage({kind: "draw", id, ...wanted});
         });
@@ -208,8 +208,9 @@ const named = ({digit, seed, guidance}) => `${guidance === 0 ? "Any class" : dig
 const linkOf = digits.link;
 digits.link = digit => linkOf(digit) + (repository ? `&weights=${repository}` : "");
 
-// Make the address bar show what is drawn.
+// Make the address bar show what has been drawn.
 function follow(shown) {
+    $("failure").textContent = "";
     const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "");
     try {
         history.replaceState(null, "", link);
@@ -262,7 +263,7 @@ async function drawDigit(dragged = false) {
 function showNoise() {
     if (!ready()) return;
     const wanted = subject(), film = emptyFilm({...wanted, digits: [wanted.digit], seeds: [wanted.seed]});
-    film.noisy.set(toPixels(noise(wanted.seed), 0.5, 0.3081));
+    film.noisy.set(toPixels(noise(wanted.seed), ...settings.pixels));
     film.predicted.fill(127);
     film.count = 1;
     elements.film.film = film;
@@ -341,13 +342,13 @@ async function drawSheet() {
         };
     };
     const work = async engine => {
-        while (begun < total) {
-            const begin = begun, end = begun = Math.min(begin + BATCH, total);
-            const part = {digits: names.slice(begin, end), seeds: seeds.slice(begin, end), steps, guidance};
-            const film = await drawFilm([engine], part);
+        await engine.drawn; // a number, say
+        while (begun < total && mine === sheet.newest) {
+            const i = begun++;
+            const film = await drawFilm([engine], {digits: [names[i]], seeds: [seeds[i]], steps, guidance});
             if (!film || mine !== sheet.newest) return;
-            pixels.set(film.noisy.subarray(-(end - begin) * AREA), begin * AREA);
-            done.fill(1, begin, end);
+            pixels.set(film.noisy.subarray(-AREA), i * AREA);
+            done[i] = 1;
             show();
         }
     };
@@ -355,7 +356,7 @@ async function drawSheet() {
     $("stop").disabled = false;
     try {
         show();
-        await Promise.all((await withHelpers()).map(engine => mine === sheet.newest && work(engine)));
+        await Promise.all((await withHelpers()).map(work));
         if (mine === sheet.newest) say(`${total} digits, drawn in ${since(began)}.`);
     } catch (error) {
         fail(error);

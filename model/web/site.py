@@ -22,8 +22,6 @@ from model.dit import DiT
 
 HERE = Path(__file__).parent
 INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE = "index.html", "sw.js", "picture.png", "icon.png", "LICENSE"
-SCRIPTS = ("site.css", "site.js", "worker.js", "weights.js", "check.js", "dit.js", "flow.js", "noise.js")
-ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 SHARED = ("elements.css", "files.js", "film.js", "sheet.js")  # in model/page/
 CODE, WEIGHTS = "code-", "weights-"  # folders, followed by twelve digits of a hash of what is in them
 PART = f"({CODE}|{WEIGHTS})[0-9a-f]{{12}}"
@@ -115,8 +113,9 @@ def source_folder(loaded: weights.Weights) -> Path:
 
 
 def write_code(folder: Path) -> Path:
-    """Copy scripts, styles and engine; returns their new folder."""
-    sources = [HERE / name for name in (*SCRIPTS, *ENGINES)] + [HERE.parent / "page" / name for name in SHARED]
+    """Copy scripts, style and engine; returns their new folder."""
+    own = [path for kind in ("js", "css", "wasm") for path in HERE.glob(f"*.{kind}") if path.name != SERVICE_WORKER]
+    sources = own + [HERE.parent / "page" / name for name in SHARED]
     files = {path.name: path.read_bytes() for path in sources}
     listing = "".join(f"{hashlib.sha256(content).hexdigest()} {name}\n" for name, content in sorted(files.items()))
     code = folder / f"{CODE}{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
@@ -132,6 +131,7 @@ def settings(loaded: weights.Weights, folder: str) -> dict:
         "classes": loaded.network.class_names,
         "numerals": images.CLASSES[:10],
         "start": page.START,
+        "pixels": [loaded.network.pixel_mean, loaded.network.pixel_std],
         "sampling": asdict(loaded.sampling),
         "most": {
             "steps": sampling.MAX_STEPS,

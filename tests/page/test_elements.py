@@ -205,18 +205,31 @@ def test_a_replaced_film_keeps_the_time(visit, draw):
     put(page, element("digit-film", draw("7", 67, 20)))
     page.locator(".digits-frame").nth(4).click()  # state 10, t = 0.62
     painted(page)
-    film = draw("7", 67, 8)
-    put(page, element("digit-film", film))
-    page.clock.run_for(PLAYED)
-    nearest = int(np.abs(np.array(film["times"]) - draw("7", 67, 20)["times"][10]).argmin())
-    assert places(painted(page), film) == [nearest]
-    assert 0 < nearest < 8
-    page.locator("#shown").evaluate("(film, data) => film.dataset.film = data", json.dumps({**film, **arrays(film)}))
-    assert places(painted(page), film) == [nearest]
+    for steps, replace in ((8, True), (4, False)):
+        film = draw("7", 67, steps)
+        if replace:
+            put(page, element("digit-film", film))
+        else:  # another value of the attribute
+            data = json.dumps({**film, **arrays(film)})
+            page.locator("#shown").evaluate("(shown, data) => shown.dataset.film = data", data)
+        page.clock.run_for(PLAYED)
+        nearest = int(np.abs(np.array(film["times"]) - draw("7", 67, 20)["times"][10]).argmin())
+        assert places(painted(page), film) == [nearest]
+        assert 0 < nearest < steps
 
 
 def arrays(film: dict) -> dict:
     return {name: encoded(film[name]) for name in ("noisy", "predicted", "velocity")}
+
+
+def test_the_same_film_again_does_not_stop_it(visit, draw):
+    page, film = visit(), draw("7", 67, 8)
+    put(page, element("digit-film", film))
+    page.clock.run_for(500)
+    again = "json => document.querySelector('#shown').film = digits.film(json)"
+    page.evaluate(again, json.dumps({**film, **arrays(film)}))
+    page.clock.run_for(PLAYED)
+    assert places(painted(page), film) == list(range(9))
 
 
 def test_play_pause_and_on_from_there(visit, draw):
@@ -264,7 +277,11 @@ def grow(page, film: dict, count: int) -> list[int]:
 def test_a_film_that_is_still_drawn_is_followed(visit, draw):
     page, film = visit(), draw("7", 67, 8)
     put(page, '<digit-film id="shown"></digit-film>')
-    assert [grow(page, film, count) for count in (1, 2, 5, 9)] == [[0], [1], [4], [8]]
+    save = page.get_by_role("button", name="Save picture")
+    assert grow(page, film, 1) == [0]
+    assert save.is_disabled()
+    assert [grow(page, film, count) for count in (2, 5, 9)] == [[1], [4], [8]]
+    assert save.is_enabled()
     # Steps are dragged: the finished digit stays until the next one is whole.
     dragged = draw("7", 67, 4)
     assert [grow(page, dragged, count) for count in (1, 3, 5)] == [[], [], [4]]
@@ -328,8 +345,9 @@ def test_a_film_of_one_step_and_other_subjects(visit, draw):
     assert page.locator(".digits-frame").count() == 2
     put(page, element("digit-film", {**film, "guidance": 1}))
     assert page.locator(".digits-large").get_attribute("aria-label").startswith("An 8, drawn in 1 step from")
-    put(page, element("digit-film", {**film, "about": "A sketch, finished as a 3", "times": [0.6, 0]}))
-    assert page.locator(".digits-large").get_attribute("aria-label") == "A sketch, finished as a 3"
+    sketch = {**film, "seeds": None, "about": "A 3, finished from a sketch: seed 5, steps 1", "times": [0.6, 0]}
+    put(page, element("digit-film", sketch))
+    assert page.locator(".digits-large").get_attribute("aria-label") == "A 3, finished from a sketch"
     slider(page).press("Home")
     assert page.locator(".digits-caption").inner_text().startswith("The start: an image under noise.")
 
@@ -347,10 +365,18 @@ def test_a_row_plays_all_its_digits_together(visit, draw):
     links = page.eval_on_selector_all("a", "all => all.map(a => a.getAttribute('href'))")
     assert links == [f"?digit={d}&seed={s}&steps=8&guidance=1.15" for d, s in (("1", 67), ("9", 68), ("0", 69))]
     assert page.get_by_role("link", name="A 9, drawn in 8 steps from the noise of seed 68").count() == 1
-    put(page, element("digit-row", {**film, "seeds": None}, captions=["3", "between", "8"]))
+    morph = {"seeds": None, "predicted": None, "about": "A 1 that becomes a 0: seed 67"}
+    put(page, element("digit-row", film | morph, captions=["3", "between", "8"]))
+    page.clock.run_for(PLAYED)
     assert not page.get_by_role("link").count()
     assert page.locator(".digits-cell").all_inner_texts() == ["3", "between", "8"]
     assert page.get_by_role("img", name="between").count() == 1
+    assert page.get_by_role("group", name="A 1 that becomes a 0").count() == 1
+    put(page, element("digit-row", film | morph | {"about": "A 1 that becomes a 0: seed 68"}, captions=["3", "-", "8"]))
+    assert not page.get_by_role("button", name="Pause").count()  # changed in place
+    name, file = saved(page, "Save picture")
+    assert name == "1-9-0.png"
+    assert Image.open(file).text["Comment"] == "A 1 that becomes a 0: seed 68"
 
 
 OPENED = """prevent => document.addEventListener("digit-open", event => {
@@ -411,6 +437,7 @@ def test_a_sheet_grows_and_is_walked_by_arrow_keys(visit):
     assert (np.concatenate([numbers(text) for text in drawn]) == pixels).all()
     put(page, element("digit-sheet", sheet_of(pixels[:2], 2)))
     assert page.locator(".digits-cell").count() == 2
+    assert page.locator(".digits-caption").inner_text() == "2 digits"
     put(page, element("digit-sheet", sheet_of(pixels[:0], 10)))
     assert page.get_by_role("button", name="Save picture").is_disabled()
 

@@ -42,6 +42,8 @@ OF_SPACE = (
     "model/page/*.py",
     "model/page/*.css",
     "model/page/*.js",
+    "model/page/*.json",
+    "model/page/*.png",
     *(f"weights/{name}" for name in OF_WEIGHTS),
 )
 ZERO_GPU = "zero-a10g"

@@ -1,0 +1,373 @@
+// Three scenes that show why it works: <digit-arrows> one step, <digit-paths> many, <digit-styles> one noise as ten
+// digits. They use the parts of film.js; their data are a film, or come from scenes.py.
+
+{
+    const AREA = 28 ** 2;
+    const {bytes, button, canvas, cell, make, paint} = digits;
+    const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const image = (data, i) => data.subarray(i * AREA, (i + 1) * AREA);
+    const isDigit = name => /^\d$/.test(name);
+    // What was asked for, in a sentence: a 7, a black image.
+    const named = ({digits: [name], guidance}) => guidance === 0 ? "an image of any class"
+        : `${name === "8" ? "an" : "a"} ${digits.named(name)}`;
+    const inSteps = count => `${count} step${count === 1 ? "" : "s"}`;
+
+    // What outlives an element whose HTML is replaced, by its id.
+    const remembered = new Map();
+
+    // An element that is built once and then shows the data of its attribute or property.
+    class Scene extends HTMLElement {
+        attributeChangedCallback(_name, _before, text) {
+            if (text) this.show(digits.film(text));
+        }
+
+        connectedCallback() {
+            if (!this.firstChild) this.build();
+            if (this.data) this.update();
+        }
+
+        show(data) {
+            this.data = data;
+            if (this.firstChild) this.update();
+        }
+
+        get memory() {
+            const name = this.id || this.localName;
+            if (!remembered.has(name)) remembered.set(name, {});
+            return remembered.get(name);
+        }
+    }
+
+    // ---- one step
+
+    const figure = (picture, ...words) => make("figure", {}, picture, make("figcaption", {}, ...words));
+
+    class DigitArrows extends Scene {
+        static observedAttributes = ["data-film"];
+        #frame = 0; // of the step that is under way
+
+        set film(film) {
+            this.show(film);
+        }
+
+        build() {
+            this.now = canvas("The picture now");
+            this.field = canvas("An arrow for every pixel", "why-field");
+            this.aim = canvas("Where the arrows lead");
+            this.stepButton = button("One step", () => this.step(500));
+            this.restButton = button("All the rest", () => this.rest());
+            this.resetButton = button("Start again", () => this.go(0));
+            this.stepButton.classList.add("why-main");
+            this.words = make("p");
+            this.caption = make("p", {className: "why-caption", "aria-live": "polite"});
+            this.append(
+                make("h3", {}, "What is a step?"), this.words,
+                make("div", {className: "why-three"},
+                    figure(this.now, "The picture now"),
+                    figure(this.field, make("span", {className: "why-up"}, "▲ brighter"), " ",
+                        make("span", {className: "why-down"}, "▼ darker")),
+                    figure(this.aim, "Where the arrows lead"),
+                    make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
+                this.caption,
+                make("details", {}, make("summary", {}, "More exactly"), make("p", {},
+                    "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time "
+                    + "t′ after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. "
+                    + "They lead to x − t·v, where every pixel would be that followed its arrow to the end. From the "
+                    + "second step on, v is corrected by how it has changed since the step before, as one leans into a "
+                    + "bend; only the last step goes straight again.")),
+            );
+            new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
+        }
+
+        update() {
+            const {digits: [digit], seeds, steps, guidance, times, count} = this.data;
+            const which = JSON.stringify([digit, seeds, steps, guidance]);
+            if (this.memory.which !== which) Object.assign(this.memory, {which, i: 0});
+            this.last = (count ?? times.length) - 1;
+            this.words.textContent = `It begins with noise, like the snow on an old television. Asked for `
+                + `${named(this.data)}, the network predicts an arrow for every pixel: brighter or darker, and how `
+                + `strongly. One step moves every pixel a little along its arrow; then the network looks again.`;
+            this.go(Math.min(this.memory.i, this.last));
+        }
+
+        // Show everything as it is after `i` steps.
+        go(i) {
+            cancelAnimationFrame(this.#frame);
+            this.#frame = 0;
+            this.memory.i = i;
+            paint(this.now, image(this.data.noisy, i));
+            paint(this.aim, image(this.data.predicted, i));
+            this.#drawArrows();
+            const after = `after ${i} of ${inSteps(this.data.steps)}`;
+            this.now.setAttribute("aria-label", `The picture ${after}`);
+            this.aim.setAttribute("aria-label", `Where the arrows lead, ${after}`);
+            const all = [this.stepButton, this.restButton, this.resetButton];
+            const focused = all.find(one => one === document.activeElement);
+            this.stepButton.disabled = this.restButton.disabled = i >= this.last;
+            this.resetButton.disabled = i === 0;
+            if (focused?.disabled) all.find(one => !one.disabled)?.focus();
+            this.caption.textContent = this.#words(i);
+        }
+
+        #words(i) {
+            const {digits: [digit], guidance, steps} = this.data, name = named(this.data);
+            const plain = isDigit(digit) && guidance > 0;
+            if (i === steps) {
+                return steps === 1 && plain
+                    ? "Done, in one big step. There was no second look, so the picture is blurred."
+                    : `Done: in ${inSteps(steps)} the noise has become ${name}. Every step began with a fresh look.`;
+            }
+            if (i > 0) {
+                return `After ${i} of ${inSteps(steps)}. The network has looked again and set new arrows`
+                    + `${plain ? `; they lead to a clearer ${digit} than those at the start.` : "."}`;
+            }
+            return plain
+                ? `Pure noise. Even so, the arrows already lead to ${name}, but a blurred one: many are still possible.`
+                : "Pure noise, and an arrow for every pixel.";
+        }
+
+        // A triangle per pixel, up for brighter, as large as the change.
+        #drawArrows() {
+            const {field, data, memory: {i}} = this, side = Math.round(field.clientWidth * devicePixelRatio);
+            field.width = field.height = side;
+            if (i === data.steps || !side || !data.velocity) return;
+            const context = field.getContext("2d"), size = side / 28, style = getComputedStyle(this);
+            image(data.velocity, i).forEach((value, place) => {
+                const change = (128 - value) / 128; // v is noise − image, so a step adds its opposite
+                if (Math.abs(change) < 0.06) return;
+                const x = (place % 28 + 0.5) * size, y = (Math.floor(place / 28) + 0.5) * size;
+                const high = change * size * 0.48, wide = (0.15 + 0.35 * Math.abs(change)) * size;
+                context.fillStyle = style.getPropertyValue(change > 0 ? "--why-up" : "--why-down");
+                context.beginPath();
+                context.moveTo(x, y - high);
+                context.lineTo(x - wide, y + high);
+                context.lineTo(x + wide, y + high);
+                context.fill();
+            });
+        }
+
+        // One step in so many milliseconds: every pixel goes straight to its next value. `then` is called there.
+        step(milliseconds, then) {
+            if (this.#frame) this.go(this.memory.i + 1); // the one before is still under way
+            const {i} = this.memory, from = image(this.data.noisy, i), to = image(this.data.noisy, i + 1);
+            if (i >= this.last) return;
+            if (calm()) return this.go(i + 1);
+            let began;
+            const tick = now => {
+                const part = Math.min(1, (now - (began ??= now)) / milliseconds);
+                paint(this.now, from.map((value, k) => value + part * (to[k] - value)));
+                if (part < 1) return this.#frame = requestAnimationFrame(tick);
+                this.go(i + 1);
+                then?.();
+            };
+            this.#frame = requestAnimationFrame(tick);
+        }
+
+        rest() {
+            if (calm()) this.go(this.last);
+            else this.step(150, () => this.rest());
+        }
+    }
+
+    // ---- many steps
+
+    const WIDTH = 400, MARGIN = 12; // of the map, in its own units
+
+    class DigitPaths extends Scene {
+        static observedAttributes = ["data-paths"];
+
+        set paths(paths) {
+            this.show(paths);
+        }
+
+        build() {
+            this.words = make("p");
+            this.stepButtons = make("div", {className: "why-buttons", role: "group", "aria-label": "Number of steps"});
+            this.map = make("div", {className: "why-map"});
+            this.ends = make("div", {className: "why-ends", role: "group", "aria-label": "Where the paths end"});
+            this.end = canvas("The digit at the end");
+            this.caption = make("p", {className: "why-caption", "aria-live": "polite"});
+            this.note = make("p", {className: "why-note"});
+            this.ends.addEventListener("keydown", event => {
+                const way = {ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1}[event.key];
+                if (!way || event.altKey || event.ctrlKey || event.metaKey) return;
+                event.preventDefault();
+                this.ends.children[[...this.ends.children].indexOf(event.target) + way]?.focus();
+            });
+            this.append(
+                make("h3", {}, "Why not in one big step?"), this.words, this.stepButtons,
+                make("div", {className: "why-plane"}, this.map, this.ends),
+                make("div", {className: "why-end"}, this.end, this.caption), this.note,
+            );
+        }
+
+        update() {
+            const {digits: [digit], seeds, dots, runs} = this.data;
+            this.pixels = runs.map(run => bytes(run.pixels));
+            this.memory.run = Math.min(this.memory.run ?? Infinity, runs.length - 1);
+            this.memory.path = Math.min(this.memory.path ?? 0, seeds.length - 1);
+            const points = [...dots, ...runs.flatMap(run => [...run.path, ...run.aims].flat())];
+            const [left, right, bottom, top] = [0, 1].flatMap(axis => {
+                const values = points.map(point => point[axis]);
+                return [Math.min(...values), Math.max(...values)];
+            });
+            const scale = (WIDTH - 2 * MARGIN) / (right - left);
+            this.height = Math.round((top - bottom) * scale + 2 * MARGIN);
+            this.style.setProperty("--why-ratio", this.height / WIDTH);
+            this.place = point => [point[0] - left, top - point[1]].map(away => (MARGIN + away * scale).toFixed(1));
+            const average = dots.reduce((sum, [x]) => sum + x, 0) / dots.length;
+            this.middle = Math.round(100 / WIDTH * this.place([average, 0])[0]); // of the dots, in percent
+            const height = k => runs.at(-1).path.at(-1)[k][1];
+            this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
+            this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
+                + `together. Each line leads from one noise to a digit, with a stop after every step.`;
+            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. The map flattens `
+                + `784 pixels to two numbers: to the right it goes from noise to the average ${digit}, and up and down `
+                + `lies what differs most among real ${digit}s.`;
+            this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
+            this.ends.replaceChildren(...this.order.map(k => make("button", {
+                type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
+                onmousemove: () => this.pick(k),
+            }, canvas(""))));
+            this.choose(this.memory.run);
+        }
+
+        // Show the paths of a run.
+        choose(run) {
+            this.memory.run = run;
+            const {digits: [digit], seeds, guidance, dots, runs} = this.data, {steps, path} = runs[run];
+            const circle = (point, radius) => {
+                const [x, y] = this.place(point);
+                return `<circle cx="${x}" cy="${y}" r="${radius}"/>`;
+            };
+            const lines = this.order.map(k => {
+                const points = path.map(state => this.place(state[k]).join()).join(" ");
+                const line = kind => `<polyline class="${kind}" pathLength="1" points="${points}"/>`;
+                const stops = path.map(state => circle(state[k], 2)).join("");
+                return `<g class="why-path" data-path="${k}"><g class="why-aims"></g>${line("why-hit")}`
+                    + `${line("why-line")}${stops}</g>`;
+            });
+            const text = `${seeds.length} paths from noise to ${named(this.data)}, in ${inSteps(steps)}`;
+            this.map.innerHTML = `<svg viewBox="0 0 ${WIDTH} ${this.height}" role="img" aria-label="${text}">`
+                + `<g class="why-dots">${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
+                + `<span style="left: 0">noise</span><span style="left: ${this.middle}%">real ${digit}s</span>`;
+            for (const part of this.map.querySelectorAll(".why-path")) {
+                // not mouseenter, which also comes when a new map is drawn below a mouse at rest
+                part.onmousemove = part.onclick = () => this.pick(+part.dataset.path);
+            }
+            this.order.forEach((k, i) => {
+                const end = this.ends.children[i];
+                paint(end.firstChild, image(this.pixels[run], k));
+                end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
+            });
+            [...this.stepButtons.children].forEach((one, i) => one.setAttribute("aria-pressed", i === run));
+            this.caption.textContent = guidance === 0
+                ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any." : {
+                1: `In one step. In pure noise every ${digit} is still possible, so the arrows point to the average of `
+                    + `all: a blur, and nearly the same for every noise.`,
+                4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `
+                    + `${digit}. But few straight pieces follow a curve only roughly, and strokes may break.`,
+                20: `In 20 steps. The network looks again and again and corrects the course a little each time: every `
+                    + `noise finds ${named(this.data)} of its own.`,
+            }[steps];
+            this.picked = null;
+            this.pick(this.memory.path);
+        }
+
+        // Stress a path: its digit is shown large, and dashed, where the arrows led at each of its stops.
+        pick(k) {
+            if (this.picked === k) return;
+            const {memory, data: {digits: [digit], seeds, guidance, runs}} = this;
+            const {steps, path, aims} = runs[memory.run];
+            memory.path = this.picked = k;
+            for (const part of this.map.querySelectorAll(".why-path")) {
+                const chosen = +part.dataset.path === k;
+                part.toggleAttribute("data-chosen", chosen);
+                part.firstChild.innerHTML = chosen ? aims.map((aim, i) => {
+                    const [[x1, y1], [x2, y2]] = [path[i][k], aim[k]].map(this.place);
+                    return `<line x1="${x1}" y1="${y1}" x2="${x2}" y2="${y2}"/>`;
+                }).join("") : "";
+            }
+            this.order.forEach((one, i) => {
+                this.ends.children[i].setAttribute("aria-pressed", one === k);
+                this.ends.children[i].tabIndex = one === k ? 0 : -1;
+            });
+            paint(this.end, image(this.pixels[memory.run], k));
+            this.end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
+        }
+    }
+
+    // ---- one noise as ten digits
+
+    const ROWS = 3, FRAME_TIME = 220; // milliseconds
+
+    // The visitor's wish for another row bubbles as the event "digit-noise"; whoever handles it sets another film.
+    class DigitStyles extends Scene {
+        static observedAttributes = ["data-film"];
+
+        set film(film) {
+            this.show(film);
+        }
+
+        build() {
+            this.rows = make("div", {className: "why-rows"});
+            const another = button("Another noise", () => {
+                const seed = Math.floor(Math.random() * 10000);
+                this.memory.asked = true;
+                this.dispatchEvent(new CustomEvent("digit-noise", {detail: {seed}, bubbles: true}));
+            });
+            this.append(
+                make("h3", {}, "One noise, ten digits"),
+                make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much "
+                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright. "
+                    + "Compare it with another one."),
+                this.rows,
+                make("div", {className: "why-buttons"}, another),
+            );
+            if (this.memory.asked) another.focus({preventScroll: true}); // this element replaces the one that asked
+            this.memory.asked = false;
+        }
+
+        // The rows of a new film go above those that are there, unless they were drawn in another way.
+        update() {
+            const {seeds, steps, guidance, time_shift} = this.data, {memory} = this;
+            const way = JSON.stringify([steps, guidance, time_shift]);
+            if (memory.way !== way) Object.assign(memory, {way, rows: []});
+            const isNew = seed => !memory.rows.some(row => row.seed === seed);
+            const added = [...new Set(seeds)].map(seed => ({seed, film: this.data, isNew: isNew(seed)}));
+            const kept = memory.rows.filter(row => !seeds.includes(row.seed));
+            memory.rows = [...added, ...kept].slice(0, ROWS);
+            this.rows.replaceChildren(...memory.rows.map(row => this.#row(row)));
+        }
+
+        // The noise of a seed and its digits, which emerge from it when they are shown for the first time.
+        #row(row) {
+            const {seed, film} = row, {seeds, steps, guidance} = film;
+            const places = seeds.flatMap((one, place) => one === seed ? [place] : []);
+            const noise = canvas(`The noise of seed ${seed}`);
+            const cells = places.map(place => {
+                const one = {digit: film.digits[place], seed, steps, guidance};
+                return cell(one, digits.alt(one));
+            });
+            const state = (i, place) => image(film.noisy, i * seeds.length + place);
+            const show = i => cells.forEach((one, k) => paint(one.firstChild, state(i, places[k])));
+            const last = (film.count ?? film.times.length) - 1;
+            const emerge = i => {
+                show(i);
+                if (i < last) setTimeout(emerge, FRAME_TIME, i + 1);
+            };
+            paint(noise, state(0, places[0]));
+            emerge(row.isNew && !calm() ? 0 : last);
+            row.isNew = false;
+            const label = `The noise of seed ${seed} as ${cells.length} digits`;
+            const made = make("div", {className: "why-style", role: "group", "aria-label": label},
+                noise, make("span", {"aria-hidden": "true"}, "→"), ...cells);
+            digits.walk(made)();
+            return made;
+        }
+    }
+
+    customElements.define("digit-arrows", DigitArrows);
+    customElements.define("digit-paths", DigitPaths);
+    customElements.define("digit-styles", DigitStyles);
+}

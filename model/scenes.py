@@ -1,0 +1,104 @@
+"""What the page's scenes show of why it works: paths through a plane of real digits, and one noise as ten digits.
+
+Everything here returns plain data for the attributes of the elements in `page/why.js`, images as base64 of uint8.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import images
+from model.dit import DiT
+from model.sampling import SamplingConfig, Turn, draw_film, states
+
+PLANES = Path(__file__).parent / "page" / "plane.json"  # written by `python -m training.measure.plane`
+STEP_COUNTS = (1, 4, 20)  # of the paths
+FRAMES = 6  # states of a digit in the scene of styles
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane in the space of images, and where some real digits of its class lie in it."""
+
+    axes: torch.Tensor  # [2, 784], orthonormal
+    dots: list[list[float]]  # [x, y] of each real digit
+
+    def project(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Where images float `[..., 28, 28]` lie, 0 black, 1 white, mid-grey the origin: `[..., 2]`.
+
+        Values beyond black and white, as in noise, count as they are.
+        """
+        return (pixels.float().cpu().flatten(-2) - 0.5) @ self.axes.T
+
+
+def read_planes() -> dict[str, Plane]:
+    """The plane of each digit, by the name of its class."""
+    record = json.loads(PLANES.read_text(encoding="utf-8"))
+    return {name: Plane(unpacked(plane["axes"]), plane["dots"]) for name, plane in record.items()}
+
+
+def unpacked(axes: str) -> torch.Tensor:
+    """Two axes float32 `[2, 784]` from base64 of float16."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(axes), "<f2").astype(np.float32)).view(2, -1)
+
+
+def paths(
+    network: DiT, label: int, seeds: Sequence[int], sampling: SamplingConfig, plane: Plane, turn: Turn = nullcontext
+) -> dict:
+    """One path per seed through a plane, with each of `STEP_COUNTS`: for `<digit-paths>`.
+
+    A run has `path` `[steps + 1, N, 2]`, where x_t lies; `aims` `[steps, N, 2]`, where the image predicted there lies;
+    and `pixels`, the digits `[N, 28, 28]` at the end.
+    """
+
+    def project(x: torch.Tensor) -> list:
+        where = plane.project(x.squeeze(1) * network.pixel_std + network.pixel_mean)
+        return [[round(value, 3) for value in point] for point in where.tolist()]
+
+    runs = []
+    for steps in STEP_COUNTS:
+        labels = torch.full((len(seeds),), label)
+        *before, last = states(network, labels, seeds, replace(sampling, steps=steps), turn)
+        runs.append(
+            {
+                "steps": steps,
+                "path": [project(state.x) for state in (*before, last)],
+                "aims": [project(state.x - state.t * state.v) for state in before],
+                "pixels": packed(images.to_pixels(last.x, network.pixel_mean, network.pixel_std)),
+            }
+        )
+    return {**told(network, [label], seeds, sampling), "dots": plane.dots, "runs": runs}
+
+
+def styles(network: DiT, seeds: Sequence[int], sampling: SamplingConfig, turn: Turn = nullcontext) -> dict:
+    """The first ten classes from the noise of each seed: a film for `<digit-styles>`, all classes of a seed together.
+
+    It keeps `FRAMES` of the states, and of those only x_t.
+    """
+    labels = torch.arange(min(10, len(network.class_names)))
+    films = [draw_film(network, labels, [seed] * len(labels), sampling, turn) for seed in seeds]
+    kept = films[0].frames(FRAMES)
+    noisy = torch.cat([film.noisy[kept] for film in films], 1)  # [FRAMES, N, 28, 28]
+    names = labels.tolist() * len(seeds)
+    each = [seed for seed in seeds for _ in labels]
+    return {
+        **told(network, names, each, sampling),
+        "times": [films[0].times[i] for i in kept],
+        "noisy": packed(noisy),
+    }
+
+
+def told(network: DiT, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig) -> dict:
+    """What was drawn and how, as the elements expect it."""
+    return {"digits": [network.class_names[label] for label in labels], "seeds": list(seeds), **asdict(sampling)}
+
+
+def packed(pixels: torch.Tensor) -> str:
+    """Images uint8 of any shape as base64."""
+    return base64.b64encode(pixels.cpu().numpy().tobytes()).decode()

@@ -144,14 +144,14 @@ def test_the_noise_shows_before_the_network_is_there(chromium, address, small):
         page.route("**/model.safetensors", lambda route: waiting.append(route))
         open()
         wait_until(lambda: waiting or page.wait_for_timeout(20), 60, "the weights are asked for")
-        expect(page.locator("#loading")).to_be_visible()
+        expect(page.locator("#progress")).to_be_visible()
         shown = page.evaluate("Array.from(document.getElementById('film').film.noisy.slice(0, 784))")
         wanted = images.to_pixels(noise([67]), 0.5, 0.3081).numpy().astype(int)
         assert np.abs(np.array(shown).reshape(1, 28, 28) - wanted).max() <= 1
         page.click("label:has([value='3'])")  # a choice made meanwhile counts
         waiting[0].continue_()
         settle(page, "A 3")
-        expect(page.locator("#loading")).to_be_hidden()
+        expect(page.locator("#progress")).to_be_hidden()
         assert_same(drawn(page), expected(small, ["3"], [67]))
 
 
@@ -415,7 +415,7 @@ def test_weights_that_cannot_be_used_are_one_sentence(chromium, address, folder,
         page.route(f"**/{name}", lambda route: route.fulfill(**answer))
         open()
         expect(page.locator("#failure")).to_contain_text(sentence)
-        expect(page.locator("#loading")).to_be_hidden()
+        expect(page.locator("#progress")).to_be_hidden()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from model import flow, images, weights
 from model.dit import DiT
 from model.sampling import SamplingConfig, states
-from tests.server import ROOT, serve_files
+from tests.server import ROOT, Files, serve_files
 
 WEB = ROOT / "model/web"
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
@@ -311,6 +311,16 @@ def test_a_server_that_is_away_is_said(page):
     (answer,) = ask(page, {"kind": "load", "weights": "http://127.0.0.1:9/weights"})
     assert answer["kind"] == "error"
     assert "cannot be reached; check the address and the connection" in answer["message"]
+
+
+def test_a_connection_that_breaks_is_said(page, site, folder, monkeypatch):
+    def copyfile(self, source, out):
+        out.write(source.read(5000 if TENSORS in self.path else -1))  # less than the length that was announced
+
+    monkeypatch.setattr(Files, "copyfile", copyfile)
+    answer = load(page, site, "small")
+    sentence = "the connection broke while model.safetensors was loading; reload the page to try again"
+    assert (answer["kind"], answer["message"]) == ("error", sentence)
 
 
 def test_settings_have_the_defaults_of_python(page, site, folder):

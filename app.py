@@ -2,18 +2,14 @@
 
 import argparse
 import atexit
-import html
 import os
-import random
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
-from urllib.parse import parse_qsl
 
 if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's own is shared by all users of a machine
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="digits-")
@@ -40,18 +36,31 @@ import gradio as gr
 import torch
 from gradio.context import LocalContext
 from starlette.middleware import Middleware
+from starlette.responses import FileResponse
+from starlette.routing import Route
 
-from model import check, sampling, weights
+from model import check, sampling, scenes, weights
 from model.common import add_shared, masked, sentence_on_error
 from model.device import pick
-from model.images import CLASSES, columns
-from model.page import guard
+from model.images import CLASSES, SIZE, columns
+from model.page import MAX_SHEET, START, guard
 from model.page import html as pictures
+from model.turns import Turns
 
-PAGE = Path(pictures.__file__).parent  # with page.css and page.js
-START = {"digit": "7", "seed": 67}  # what the page opens with; steps and guidance are those of the weights
-MAX_SHEET = 400  # digits
-ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
+AREA = SIZE**2  # pixels of a sketch
+MAX_ROW = 16  # digits of a row that the API draws
+PATHS = 8  # through the plane
+CHANGES = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0]  # times at which a digit changes its class
+NOISE = 0.75  # on a sketch
+MORPHS = 8  # digits from one seed to another
+# Digits of 50 steps that a call of another kind takes at most.
+ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
+ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS, "sketch_tab": 1}
+ROWS |= {"change_api": MAX_ROW, "morph_api": MAX_ROW}
+# Calls of one kind wait for each other; of different kinds, they take turns at the device.
+DIGIT, ROW, SHEET = ({"concurrency_id": kind, "concurrency_limit": 1} for kind in ("digit", "row", "sheet"))
+OWN_DEVICE = "SPACES_ZERO_GPU" in os.environ  # there every call has a process and a device of its own
+TURNS = nullcontext() if OWN_DEVICE else Turns()
 
 FONT = ("system-ui", "sans-serif")
 THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
@@ -60,8 +69,7 @@ THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monosp
     button_primary_background_fill_hover="*primary_700",
 )
 LAUNCH = {
-    "css_paths": PAGE / "page.css",
-    "head": f"<script>{(PAGE / 'page.js').read_text(encoding='utf-8')}</script>",
+    "head": pictures.head(),
     "theme": THEME,
     "ssr_mode": False,
     "state_session_capacity": 100,  # sessions; Gradio copies its configuration, some 100 kB, for each
@@ -75,18 +83,31 @@ LAUNCH = {
 def serve(page: gr.Blocks, **options):
     """Launch the page behind its guard; `options` and what it returns are those of `gr.Blocks.launch`."""
     guard.trim()
-    return page.launch(**LAUNCH, **options, app_kwargs={"middleware": [Middleware(guard.Guard, work=work)]})
+    pictures.preview(gr.routes.templates.env)
+    picture = Route(pictures.PREVIEW, lambda _: FileResponse(pictures.HERE / "preview.png"))
+    added = {"middleware": [Middleware(guard.Guard, work=work)], "routes": [picture]}
+    return page.launch(**LAUNCH, **options, app_kwargs=added)
 
 
 def work(function: str, values: dict) -> int:
-    """Steps of single digits that a call takes; only sheets count, and a foreign value counts as the largest."""
-    if not function.startswith("sheet"):
-        return 0
-    asked, most = (values.get("count"), values.get("steps")), (MAX_SHEET, sampling.MAX_STEPS)
+    """Steps of single digits that a call takes at most; a foreign value counts as the largest, a single digit as
+    none."""
+    if function == "sheet_tab":
+        (_, count), (_, _, steps, _) = (padded(values.get(name), size) for name, size in (("asked", 2), ("subject", 4)))
+    elif function == "sheet_api":
+        count, steps = values.get("count"), values.get("steps")
+    else:
+        return ROWS.get(function, 0) * sampling.MAX_STEPS
     sizes = [
-        value if type(value) is int and 0 < value < high else high for value, high in zip(asked, most, strict=True)
+        value if type(value) is int and 0 < value < high else high
+        for value, high in ((count, MAX_SHEET), (steps, sampling.MAX_STEPS))
     ]
     return sizes[0] * sizes[1]
+
+
+def padded(value, size: int) -> list:
+    """A list of that many values, None where a foreign one is none."""
+    return [*value, *[None] * size][:size] if isinstance(value, list) else [None] * size
 
 
 def listened() -> bool:
@@ -96,12 +117,26 @@ def listened() -> bool:
     return not event or event.alive
 
 
+@contextmanager
+def wanted() -> Iterator[None]:
+    """One step of a drawing; raises ValueError once nobody waits for it."""
+    if not listened():
+        raise ValueError("nobody waits for this drawing any more")
+    yield
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """One step of a drawing, or a short one as a whole, alone on the device."""
+    with TURNS, wanted():
+        yield
+
+
 def while_listened(chunks: Iterator) -> Iterator:
-    """The chunks of a drawing; raises ValueError after the first one that nobody waits for."""
+    """The chunks of a drawing in another process, which does not hear that nobody waits any more."""
     for chunk in chunks:
-        yield chunk
-        if not listened():
-            raise ValueError("nobody waits for this drawing any more")
+        with wanted():
+            yield chunk
 
 
 def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
@@ -121,51 +156,78 @@ def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
     return values
 
 
-def new_seed() -> int:
-    return random.randint(0, 9999)  # short enough to tell a friend
-
-
 class Studio:
-    """What the tabs and the API call: small checked functions of plain values over `model/`."""
+    """What the tabs and the API call: small checked functions of plain values over `model/`.
+
+    A `subject` is the list of what the page is about: class, seed, steps, guidance.
+    """
 
     def __init__(self, loaded: weights.Weights):
         self.network, self.sampling, self.classes = loaded.network, loaded.sampling, loaded.network.class_names
         count = sum(parameter.numel() for parameter in self.network.parameters())
-        device = next(self.network.parameters()).device.type
         source, at, commit = masked(loaded.source).partition("@")
-        self.about = f"{count / 1e6:.2f} M parameters · weights: {source[:60]}{at}{commit[:12]} · {device}"
-        self.about = "<br>".join(html.escape(line) for line in (self.about, loaded.notice) if line)
+        device = next(self.network.parameters()).device.type
+        self.about = pictures.about(count, f"{source[:60]}{at}{commit[:12]}", device, loaded.notice)
         self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        self.planes = scenes.read_planes()
         self.can_write_numbers = self.classes[:10] == CLASSES[:10]
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
-        self.film, self.columns, self.digits = map(on_gpu, (self.film, self.columns, self.digits))
+        self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
+        self.whole, self.film, self.batches = map(on_gpu, (self.whole, self.film, self.batches))
 
-    # ---- what runs on the GPU, once every value is checked
+    # ---- what runs on the GPU, once every value is checked: a function of `sampling` and its values
 
-    def film(self, label, seed, config):
-        return sampling.draw_film(self.network, torch.tensor([label]), [seed], config)
+    def whole(self, function, *values):
+        with turn():
+            return function(self.network, *values, wanted)
 
-    def columns(self, labels, seed, config):
-        yield from sampling.compare_steps(self.network, labels, seed, config)
+    def film(self, function, *values):
+        return function(self.network, *values, turn)
 
-    def digits(self, labels, seed, config):
-        yield from sampling.draw(self.network, labels, seed, config)
+    def batches(self, function, *values):
+        yield from function(self.network, *values, turn)
 
     # ---- one checked call each; ValueError for a bad value
 
+    def config(self, steps=None, guidance=None):
+        return self.sampling.updated(steps=steps, guidance=guidance)
+
+    def label(self, digit) -> torch.Tensor:
+        name = str(digit) if type(digit) is int else digit
+        return torch.tensor([sampling.label(name, self.classes)])
+
     def draw_one(self, digit, seed, config):
-        return self.film(sampling.label(digit, self.classes), sampling.check_seed(seed), config)
+        return self.whole(sampling.draw_film, self.label(digit), [sampling.check_seed(seed)], config)
 
     def compare_steps(self, digit, seed, config):
-        labels = range(len(self.classes[:10])) if digit == "all" else [sampling.label(digit, self.classes)]
-        yield from while_listened(self.columns(torch.tensor(labels), sampling.check_seed(seed), config))
+        labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
+        yield from while_listened(self.batches(sampling.compare_steps, labels, sampling.check_seed(seed), config))
 
     def labels(self, classes, count):
         return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
 
     def draw_sheet(self, labels, seed, config):
-        yield from while_listened(self.digits(labels, sampling.check_seed(seed, len(labels)), config))
+        seed = sampling.check_seed(seed, len(labels))
+        yield from while_listened(self.batches(sampling.draw, labels, seed, config))
+
+    def change(self, digit, other, seed, at, config):
+        check.whole("number of times", len(at), 1, MAX_ROW)
+        label, other = self.label(digit).item(), self.label(other).item()
+        return self.film(sampling.change_class, label, other, sampling.check_seed(seed), config, at)
+
+    def morph(self, digit, seed, other, count, config):
+        count, other = check.whole("count", count, 2, MAX_ROW), check.whole("other_seed", other, 0, sampling.MAX_SEED)
+        return self.film(sampling.morph, self.label(digit).item(), sampling.check_seed(seed), other, count, config)
+
+    def finish(self, sketch, digit, seed, noise, config):
+        if not isinstance(sketch, list) or len(sketch) != AREA:
+            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row")
+        pixels = torch.tensor(
+            [check.whole("pixel of the sketch", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8
+        )
+        label, seed = self.label(digit).item(), sampling.check_seed(seed)
+        return self.whole(sampling.finish, pixels.view(SIZE, SIZE), label, seed, noise, config)
 
     # ---- the API
 
@@ -175,13 +237,13 @@ class Studio:
         """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255
         white."""
         with sentences():
-            return self.draw_one(digit, seed, self.sampling.updated(steps=steps, guidance=guidance)).digits[0].tolist()
+            return self.draw_one(digit, seed, self.config(steps, guidance)).digits[0].tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
         steps."""
         with sentences():
-            columns = self.compare_steps(digit, seed, self.sampling.updated(guidance=guidance))
+            columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
             return {str(count): pixels.tolist() for count, pixels, _ in columns}
 
     def sheet_api(
@@ -196,61 +258,162 @@ class Studio:
         seed + i."""
         with sentences():
             labels = self.labels(classes, count)
-            pixels = torch.cat(
-                list(self.draw_sheet(labels, seed, self.sampling.updated(steps=steps, guidance=guidance)))
-            )
+            pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
             return {"images": pixels.tolist(), "labels": labels.tolist()}
 
-    # ---- the tabs
+    def change_api(
+        self,
+        digit: str,
+        other: str,
+        seed: int = 42,
+        at: list[float] = CHANGES,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[list[int]]]:
+        """One noise that starts as class `digit` and goes on as class `other`: one image for each time in `at`, from 1
+        (noise: all of it is the other class) to 0 (never). 1 to 16 times."""
+        with sentences():
+            config = self.config(steps, guidance)
+            return self.change(digit, other, seed, at if isinstance(at, list) else [at], config).digits.tolist()
 
-    def open_link(self, request: gr.Request) -> list:
-        """The controls of a page opened with `?digit=7&seed=42&steps=8&guidance=1.5`."""
-        return list(from_link(dict(request.query_params), self.start, self.classes).values())
+    def morph_api(
+        self,
+        digit: str,
+        seed: int,
+        other_seed: int,
+        count: int = 8,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[list[int]]]:
+        """2 to 16 images of one class, from the noise of one seed to that of another."""
+        with sentences():
+            return self.morph(digit, seed, other_seed, count, self.config(steps, guidance)).digits.tolist()
 
-    def open_cell(self, event: gr.EventData) -> list:
-        """The Draw tab, with the controls that the link of a cell asks for."""
-        query = dict(parse_qsl(str(event.link).lstrip("?")))
-        return [gr.Tabs(selected="draw"), *from_link(query, self.start, self.classes).values()]
+    def finish_api(
+        self,
+        sketch: list[int],
+        digit: str,
+        noise: float = 0.7,
+        seed: int = 42,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[int]]:
+        """A sketch (784 numbers, row by row, 0 black to 255 white) finished as a class: `noise` from 0, which keeps it,
+        to 1, which forgets it."""
+        with sentences():
+            return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
 
-    def draw_tab(self, digit, seed, steps, guidance, with_velocity):
-        """The digit, its film, and the status line; for a bad value the status line says so and the pictures stay."""
-        try:
+    # ---- the tabs: what to show, and the sentence about a bad value, for which what is shown stays
+
+    def digit(self, subject):
+        """The film of the digit that the page is about."""
+        digit, seed, steps, guidance = subject
+        config = replace(self.sampling, steps=steps, guidance=guidance)
+        return pictures.film(self.draw_one(digit, seed, config), [digit], [seed], config)
+
+    def digit_tab(self, subject):
+        with pictures.Told() as told:
+            told.value = self.digit(subject)
+        return told.both
+
+    def row(self, number, subject):
+        """The film of all digits of a number."""
+        _, seed, steps, guidance = subject
+        config = replace(self.sampling, steps=steps, guidance=guidance)
+        labels = sampling.parse_number(pictures.plain(number))
+        seeds = range(sampling.check_seed(seed, len(labels)), seed + len(labels))
+        film = self.film(sampling.draw_film, labels, seeds, config)
+        return pictures.row(film, [self.classes[label] for label in labels], config, seeds=list(seeds))
+
+    def number_tab(self, asked, subject):
+        with pictures.Told() as told:
+            if asked[0]:
+                told.value = self.row(asked[0], subject)
+        return told.both
+
+    def visit(self, request: gr.Request) -> list:
+        """What a link asks for: its controls and its digit, and the number that it writes."""
+        query = dict(request.query_params)
+        subject = list(from_link(query, self.start, self.classes).values())
+        number = query.get("number", "") if self.can_write_numbers else ""
+        tab = gr.Tabs(selected="numbers") if number else gr.skip()
+        return [tab, subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
+
+    def paths_tab(self, subject):
+        """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""
+        with suppress(ValueError):  # the digit's own form says so
+            digit, seed, _, guidance = subject
+            if not (self.can_write_numbers and digit in self.planes):
+                return {"digits": []}
+            seeds, config = (
+                range(sampling.check_seed(seed, PATHS), seed + PATHS),
+                replace(self.sampling, guidance=guidance),
+            )
+            return self.film(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
+        return gr.skip()
+
+    def styles_tab(self, subject):
+        """Ten classes from the noise of the page."""
+        with suppress(ValueError):
+            _, seed, steps, guidance = subject
             config = replace(self.sampling, steps=steps, guidance=guidance)
-            film = self.draw_one(digit, seed, config)
-        except ValueError as error:
-            return gr.skip(), gr.skip(), html.escape(f"{error}.")
-        status = f"{pictures.in_steps(config.steps)[3:]} in {film.milliseconds:.0f} ms<br>{self.about}"
-        return pictures.digit_html(film, digit, seed, config), pictures.film_html(film, with_velocity), status
+            return self.film(scenes.styles, [sampling.check_seed(seed)], config)
+        return gr.skip()
 
-    def steps_tab(self, digit, seed, guidance):
+    def steps_tab(self, subject):
         """The columns of ever more steps, each shown as soon as it is drawn."""
-        try:
-            columns = []
-            for column in self.compare_steps(digit, seed, replace(self.sampling, guidance=guidance)):
-                columns.append(column)
-                yield pictures.steps_html(columns, self.classes[:10] if digit == "all" else (digit,))
-        except ValueError as error:
-            yield f"<p>{html.escape(str(error))}.</p>"
+        with suppress(ValueError):
+            digit, seed, _, guidance = subject
+            config = replace(self.sampling, guidance=guidance)
+            shown = pictures.steps([digit], seed, config)
+            for column in self.compare_steps(digit, seed, config):
+                shown["columns"].append(pictures.column(*column))
+                yield shown
 
-    def sheet_tab(self, classes, number, count, seed, steps, guidance, progress=gr.Progress()):  # noqa: B008
-        """The sheet, growing as it is drawn, and in the end its files."""
-        try:
-            written = number and self.can_write_numbers
-            labels = sampling.parse_number(number) if written else self.labels(",".join(classes), count)
+    def change_tab(self, asked, subject):
+        """One noise whose class changes on the way, earlier and later."""
+        with pictures.Told() as told:
+            (other,), (digit, seed, steps, guidance) = asked, subject
             config = replace(self.sampling, steps=steps, guidance=guidance)
-            width = len(labels) if written else columns(len(labels))
-            drawn, cells = [], ""
-            progress(0, "Drawing")
+            film = self.change(digit, other, seed, CHANGES, config)
+            told.value = pictures.changed(film, digit, other, seed, CHANGES, config)
+        return told.both
+
+    def morph_tab(self, asked, subject):
+        """Digits between the noise of the page and that of another seed."""
+        with pictures.Told() as told:
+            (other,), (digit, seed, steps, guidance) = asked, subject
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            film = self.morph(digit, seed, other, MORPHS, config)
+            told.value = pictures.morphed(film, digit, (seed, other), MORPHS, config)
+        return told.both
+
+    def sketch_tab(self, sketch, asked, subject):
+        """What becomes of a sketch."""
+        with pictures.Told() as told:
+            (noise,), (digit, seed, steps, guidance) = asked, subject
+            if sketch:
+                config = replace(self.sampling, steps=steps, guidance=guidance)
+                film = self.finish(sketch, digit, seed, noise, config)
+                told.value = pictures.finished(film, digit, seed, noise, config)
+        return told.both
+
+    def sheet_tab(self, asked, subject):
+        """The sheet, growing as it is drawn."""
+        with pictures.Told() as told:
+            (classes, count), (_, seed, steps, guidance) = asked, subject
+            if not classes:
+                raise ValueError("class is missing; choose at least one")
+            labels, config = self.labels(classes, count), replace(self.sampling, steps=steps, guidance=guidance)
+            names = [self.classes[label] for label in labels]
+            told.value = pictures.sheet(
+                names, sampling.check_seed(seed, count), config, columns(count), labels.tolist()
+            )
             for batch in self.draw_sheet(labels, seed, config):
-                for pixels in batch:
-                    cells += pictures.cell_html(pixels, self.classes[labels[len(drawn)]], seed + len(drawn), config)
-                    drawn.append(pixels)
-                progress((len(drawn), len(labels)), unit="digits")
-                yield pictures.sheet_html(cells, width)
-            files = pictures.files_html(torch.stack(drawn), labels, width, seed, config)
-            yield pictures.sheet_html(cells, width, files)
-        except ValueError as error:
-            yield f"<p>{html.escape(str(error))}.</p>"
+                told.value["pixels"].append(pictures.base64_of(batch))
+                yield told.both
+        if told.problem:
+            yield told.both
 
 
 @contextmanager
@@ -262,109 +425,116 @@ def sentences():
         raise gr.Error(f"{error}.", print_exception=False) from None
 
 
-def slider(*range, **words) -> gr.Slider:
-    """A slider that passes its value on unchecked, so that a bad one becomes a sentence beside the picture."""
-    made = gr.Slider(*range, **words)
-    made.preprocess = lambda value: value
-    return made
+def form(name: str, content: str, value: list) -> tuple[gr.HTML, gr.HTML]:
+    """A form of html.py as a component, whose value is the list of its fields, and the component of the sentence about
+    a bad one."""
+    made = gr.HTML(
+        value,
+        html_template="${content}",  # not the words themselves, in which Gradio would look for templates
+        content=content,
+        js_on_load="digits.form(element, props, trigger, watch, 'visit')",
+        apply_default_css=False,
+        elem_id=name,
+        elem_classes="form",
+    )
+    problem = gr.HTML(html_template="", js_on_load=f"digits.problem(props, watch, '{name}')", elem_classes="problem-of")
+    return made, problem
+
+
+def picture(tag: str, value: dict | None = None, about: str = "") -> gr.HTML:
+    """An element of the scripts as a component, whose value is what the element shows.
+
+    Where it is `about` fields of the subject, it has an event `draw`: it comes into sight, and one of them has changed.
+    """
+    event = f", 'draw', '{about}'" if about else ""
+    return gr.HTML(
+        value,
+        html_template=tag,
+        js_on_load=f"digits.picture(element, props, trigger, watch{event})",
+        apply_default_css=False,
+        elem_classes="picture",
+    )
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """The three tabs and the typed endpoints."""
-    start = studio.start
-    guidance_range = {
-        "minimum": 0,
-        "maximum": sampling.MAX_GUIDANCE,
-        "value": start["guidance"],
-        "step": 0.05,
-        "label": "Guidance",
-    }
-    steps_range = {"minimum": 1, "maximum": sampling.MAX_STEPS, "value": start["steps"], "step": 1, "label": "Steps"}
-    with gr.Blocks(title="Digits from noise") as page:
-        gr.Markdown(
-            "# Digits from noise\nA small Diffusion Transformer turns noise into a handwritten digit, step by step."
-        )
-        tabs = gr.Tabs()
-        with tabs, gr.Tab("Draw", id="draw"):
-            with gr.Row():
-                with gr.Column(min_width=340):
-                    digit_out = gr.HTML(padding=False, elem_id="digit")
-                    status = gr.HTML(studio.about, elem_id="status", padding=False)
-                    busy = gr.HTML(elem_id="busy", padding=False)  # where a busy page says how many are waiting
-                with gr.Column(min_width=300):
-                    digit = gr.Radio(studio.classes, value=start["digit"], label="Class", elem_classes="classes")
-                    steps = slider(**steps_range, info="how many steps from noise to digit")
-                    guidance = slider(**guidance_range, info="1 follows the class, more exaggerates it")
-                    seed = gr.Number(start["seed"], label="Seed", info="selects the noise")
-                    with gr.Row():
-                        dice = gr.Button("⚄ Another seed", size="md", min_width=120)
-                        copy = gr.Button("Copy link", size="md", min_width=120, elem_id="copy")
-                    velocity = gr.Checkbox(False, label="Show the velocity", container=False)
-            film_out = gr.HTML(padding=False)
-        controls = [digit, seed, steps, guidance]
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        drawing = {
-            "fn": studio.draw_tab,
-            "inputs": [*controls, velocity],
-            "outputs": [digit_out, film_out, status],
-            "show_progress": "full",
-            "show_progress_on": busy,
-            "api_visibility": "private",
-            **ONE_AT_A_TIME,
-        }
-        follow = {"fn": None, "inputs": digit_out, "js": "drawn => digits.follow(drawn)", "api_visibility": "private"}
-        # `change` for sliders, which also clamp and reset themselves
-        changes = [digit.input, seed.input, velocity.input, steps.change, guidance.change]
-        gr.on(changes, trigger_mode="always_last", **drawing).then(**follow)
-        dice.click(new_seed, None, seed, **quiet).then(**drawing).then(**follow)
-        page.load(studio.open_link, None, controls, **quiet).then(**drawing)
-        copy.click(**follow).then(None, js="() => digits.copyLink()", api_visibility="private")
+    """The four tabs and the typed endpoints."""
+    start = list(studio.start.values())
+    with gr.Blocks(title=pictures.TITLE) as page:
+        gr.HTML(pictures.title(), elem_id="title")
+        with gr.Row(elem_id="layout"):
+            with gr.Column(elem_id="side"):
+                panel, panel_problem = form(
+                    "panel", pictures.panel(studio.classes, studio.start, bool(studio.opening)), start
+                )
+                busy = gr.HTML(elem_id="busy", js_on_load="digits.busy(element)")  # how many are waiting
+            with gr.Column(elem_id="stage"), gr.Tabs() as tabs:
+                with gr.Tab("Digit", id="digit"):
+                    gr.HTML(pictures.digit_title(), apply_default_css=False)
+                    digit_out = picture('<digit-film id="film"></digit-film>', studio.opening)
+                with gr.Tab("Why it works", id="why"):
+                    picture("<digit-arrows></digit-arrows>")
+                    paths_out = picture("<digit-paths></digit-paths>", about="digit seed guidance")
+                    styles_out = picture("<digit-styles></digit-styles>", about="seed steps guidance")
+                    gr.HTML(pictures.section(*pictures.STEPS), apply_default_css=False)
+                    steps_out = picture("<digit-steps></digit-steps>", about="digit seed guidance")
+                with gr.Tab("Numbers", id="numbers"):
+                    gr.HTML(
+                        pictures.section(*pictures.NUMBER), apply_default_css=False, visible=studio.can_write_numbers
+                    )
+                    number, number_problem = form("write", pictures.number_form(), [""])
+                    row_out = picture('<digit-row id="row"></digit-row>', about="seed steps guidance")
+                    gr.HTML(pictures.section(*pictures.SHEET), apply_default_css=False)
+                    asked = [",".join(studio.classes[:10]), 100]
+                    sheet, sheet_problem = form("sheet", pictures.sheet_form(studio.classes, MAX_SHEET), asked)
+                    sheet_out = picture('<digit-sheet id="sheet-cells"></digit-sheet>')
+                with gr.Tab("Experiments", id="experiments"):
+                    gr.HTML(pictures.section(*pictures.CHANGE), apply_default_css=False)
+                    other = studio.classes[3 if start[0] == studio.classes[8] else 8 % len(studio.classes)]
+                    change, change_problem = form("change", pictures.change_form(studio.classes, other), [other])
+                    change_out = picture('<digit-row id="changes"></digit-row>', about="digit seed steps guidance")
+                    gr.HTML(pictures.section(*pictures.MORPH), apply_default_css=False)
+                    morph, morph_problem = form("morph", pictures.morph_form(start[1] + 1), [start[1] + 1])
+                    morph_out = picture('<digit-row id="morphs"></digit-row>', about="digit seed steps guidance")
+                    gr.HTML(pictures.section(*pictures.SKETCH), apply_default_css=False)
+                    sketch = picture('<digit-sketch id="paper"></digit-sketch>', about="sketch")
+                    noise, noise_problem = form("noise", pictures.noise_form(NOISE), [NOISE])
+                    finished_out = picture('<digit-film id="finished"></digit-film>', about="digit seed steps guidance")
+        gr.HTML(pictures.footer(studio.about), elem_id="about", apply_default_css=False)
 
-        with tabs, gr.Tab("Steps", id="steps") as steps_page:
-            gr.Markdown("How many steps are enough? The same noise at 1 to 32 steps.")
-            which = gr.Radio(["all", *studio.classes[:10]], value="all", label="Class", elem_classes="classes")
-            with gr.Row():
-                steps_seed = gr.Number(start["seed"], label="Seed")
-                steps_guidance = slider(**guidance_range)
-            steps_out = gr.HTML(padding=False)
-        gr.on(
-            [steps_page.select, which.input, steps_seed.input, steps_guidance.change],
-            studio.steps_tab,
-            [which, steps_seed, steps_guidance],
-            steps_out,
-            trigger_mode="always_last",
-            api_visibility="private",
-            **ONE_AT_A_TIME,
+        private = {"api_visibility": "private"}
+        waiting = {"show_progress": "full", "show_progress_on": busy}
+        quiet = {"show_progress": "hidden"}
+        last = {"trigger_mode": "always_last"}
+        digit_shown, row_shown, sheet_shown = (
+            [digit_out, panel_problem],
+            [row_out, number_problem],
+            [sheet_out, sheet_problem],
         )
+        panel.input(studio.digit_tab, panel, digit_shown, **last, **private, **waiting, **DIGIT)
+        visited = [tabs, panel, *digit_shown, number, *row_shown]
+        panel.visit(studio.visit, None, visited, **private, **waiting, **DIGIT)
+        panel.select(None, None, tabs, js="() => ({selected: 'digit', __type__: 'update'})", **private)
+        rows = [
+            (studio.number_tab, [number.submit], [number], row_out, number_problem),
+            (studio.change_tab, [change.input], [change], change_out, change_problem),
+            (studio.morph_tab, [morph.input], [morph], morph_out, morph_problem),
+            (studio.sketch_tab, [sketch.draw, noise.input], [sketch, noise], finished_out, noise_problem),
+        ]
+        for draw, events, fields, out, problem in rows:
+            for event in (*events, out.draw):
+                event(draw, [*fields, panel], [out, problem], **last, **private, **waiting, **ROW)
+        scenery = ((paths_out, studio.paths_tab), (styles_out, studio.styles_tab), (steps_out, studio.steps_tab))
+        shown = [out.draw(draw, panel, out, **last, **private, **quiet, **ROW) for out, draw in scenery]
+        panel.input(None, cancels=shown, **private)
+        run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **private, **waiting, **SHEET)
+        sheet.stop(None, cancels=run, **private)
 
-        with tabs, gr.Tab("Sheet", id="sheet"):
-            with gr.Row():
-                number_info = f"up to {sampling.MAX_NUMBER} digits, or leave it empty"
-                length, visible = sampling.MAX_NUMBER, studio.can_write_numbers
-                number = gr.Textbox(label="Write a number", info=number_info, max_length=length, visible=visible)
-                count = slider(1, MAX_SHEET, 100, step=1, label="How many digits", info="of the classes below, in turn")
-            classes = gr.CheckboxGroup(studio.classes, value=list(studio.classes[:10]), label="Classes")
-            with gr.Row():
-                sheet_seed = gr.Number(start["seed"], label="Seed of the first")
-                sheet_steps = slider(**steps_range)
-                sheet_guidance = slider(**guidance_range)
-            with gr.Row():
-                go = gr.Button("Draw the sheet", variant="primary")
-                halt = gr.Button("Stop")
-            sheet_out = gr.HTML(padding=False, js_on_load="digits.openCells(element, trigger)")
-        run = gr.on(
-            [go.click, number.submit],
-            studio.sheet_tab,
-            [classes, number, count, sheet_seed, sheet_steps, sheet_guidance],
-            sheet_out,
-            api_visibility="private",
-            **ONE_AT_A_TIME,
-        )
-        halt.click(None, cancels=run, api_visibility="private")
-        sheet_out.select(studio.open_cell, None, [tabs, *controls], **quiet).then(**drawing).then(**follow)
-
-        for function, name in ((studio.draw_api, "draw"), (studio.steps_api, "steps"), (studio.sheet_api, "sheet")):
-            gr.api(function, api_name=name, **ONE_AT_A_TIME)
+        gr.api(studio.draw_api, api_name="draw", **DIGIT)
+        gr.api(studio.steps_api, api_name="steps", **ROW)
+        gr.api(studio.sheet_api, api_name="sheet", **SHEET)
+        gr.api(studio.change_api, api_name="change_class", **ROW)
+        gr.api(studio.morph_api, api_name="morph", **ROW)
+        gr.api(studio.finish_api, api_name="finish", **DIGIT)
     return page.queue(max_size=guard.PLACES, api_open=False)
 
 

@@ -3,7 +3,6 @@
 Outside the network: uint8 `[B, 28, 28]`, 0 black, 255 white. Inside: float `[B, 1, 28, 28]`, unit variance.
 """
 
-import io
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,32 +46,12 @@ def sheet(pixels: torch.Tensor, columns: int, scale: int = 2, gap: int = 2, back
     return Image.fromarray(F.pad(grid, (0, edge, 0, edge), value=background).numpy())
 
 
-def png(pixels: torch.Tensor, scale: int = 1, about: str = "") -> bytes:
-    """One image uint8 `[H, W]` as a PNG file, each pixel `scale` wide; `about` becomes its comment."""
-    file = io.BytesIO()
-    Image.fromarray(enlarge(pixels, scale)).save(file, "png", pnginfo=comment(about))
-    return file.getvalue()
-
-
 def comment(text: str) -> PngInfo:
     """The text chunk `Comment` of a PNG file, which most viewers show."""
     chunks = PngInfo()
     if text:
         chunks.add_text("Comment", text)
     return chunks
-
-
-def animation(frames: torch.Tensor, milliseconds: float, scale: int = 1) -> bytes:
-    """Images uint8 `[F, H, W]` as an animated PNG that plays once, in `milliseconds`, and stops on the last.
-
-    Viewers without animation support show the last image too.
-    """
-    file = io.BytesIO()
-    film = [Image.fromarray(frame) for frame in enlarge(frames, scale)]
-    film[-1].save(
-        file, "png", save_all=True, append_images=film, default_image=True, duration=milliseconds / len(frames), loop=1
-    )
-    return file.getvalue()
 
 
 def columns(count: int) -> int:

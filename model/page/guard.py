@@ -31,7 +31,7 @@ PATIENCE = 10.0  # seconds after which a session that nobody listens to is dropp
 
 ROUTES = (
     ("GET HEAD", r"/|/config/?|/theme\.css|/(assets|static)/.+|/favicon\.ico|/pwa_icon(/\w+)?|/manifest\.json"),
-    ("GET HEAD", r"/robots\.txt|/logout"),
+    ("GET HEAD", r"/robots\.txt|/logout|/preview\.png"),
     ("POST", r"/login/?"),
     ("GET", r"/gradio_api/(startup-events|info/?|theme\.css|heartbeat/[^/]+|queue/data|call/(v2/)?\w+/\w+)"),
     ("POST", r"/gradio_api/(queue/join|call/(v2/)?\w+/?|cancel|reset/?)"),

@@ -1,104 +1,319 @@
-"""Drawings as HTML: pixelated images with alt texts, links that reopen a digit, and files to save."""
+"""What the page says and asks: its forms, its texts, and drawings as the values that the elements of film.js show."""
 
 import base64
-import io
-from urllib.parse import quote
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
 
+import gradio as gr
+import jinja2
 import torch
 
-from model import images
+from model import sampling
 from model.sampling import Film, SamplingConfig
 
-FRAMES = 9  # pictures in a row of the film strip
+HERE = Path(__file__).parent
+TITLE = "Digits from noise"
+SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
+PREVIEW = "/preview.png"  # the picture beside a link to the page
+STYLES = ("elements.css", "why.css", "lab.css", "page.css")
+SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
+
+# ---- the page around the drawings
 
 
-def picture(data: bytes, text: str) -> str:
-    """A PNG file as a pixelated `<img>` with an alt text."""
-    return f'<img class="pixels" alt="{text}" src="{uri(data)}">'
+def head() -> str:
+    """The style and the scripts of the page, as they go into its head."""
+    style, scripts = "".join(map(read, STYLES)), "".join(f"<script>{read(name)}</script>" for name in SCRIPTS)
+    return f"<style>{style}</style>{scripts}"
 
 
-def uri(data: bytes, kind: str = "image/png") -> str:
-    """A file as a data URI, so that nothing is stored on the server."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def preview(environment: jinja2.Environment) -> None:
+    """Say in Gradio's own templates what a link to the page looks like elsewhere, instead of what Gradio says there."""
+    tags = {"og:title": TITLE, "og:description": SENTENCE, "og:type": "website", "og:url": "{{ config['root'] }}/"}
+    tags |= {"og:image": "{{ config['root'] }}" + PREVIEW, "twitter:card": "summary_large_image"}
+    ours = "".join(f'<meta property="{name}" content="{content}" />' for name, content in tags.items())
+    ours += f'<meta name="description" content="{SENTENCE}" />'
+    changed = {}
+    for name in ("frontend/index.html", "frontend/share.html"):
+        source = environment.loader.get_source(environment, name)[0]
+        source = re.sub(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>', "", source)
+        changed[name] = source.replace("<head>", f"<head>{ours}", 1)
+    environment.loader = jinja2.ChoiceLoader([jinja2.DictLoader(changed), environment.loader])
+
+
+def title() -> str:
+    return f"<h1>{TITLE}</h1><p>{SENTENCE}</p>"
+
+
+def digit_title() -> str:
+    """The heading that the script fills, and where a screen reader hears of a new digit."""
+    return '<h2 id="digit-title" tabindex="-1"></h2><p id="announcement" role="status" class="unseen"></p>'
+
+
+def footer(about: str) -> str:
+    return f"<p>{about}</p>"
+
+
+STEPS = (
+    "How many steps are enough?",
+    "The same noise in 1 to 32 steps. One step lands on an average of many digits; more steps follow the path more "
+    "closely, until nothing changes any more.",
+)
+NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
+CHANGE = (
+    "Change its mind",
+    "The network begins with the class of the page and is asked for another one on the way. Asked early, when all is "
+    "noise (t = 1), it draws the other one; asked late, near the end (t = 0), it cannot turn back any more. What it "
+    "will be is decided in between.",
+)
+MORPH = (
+    "From one handwriting to another",
+    "The noise of the page turns into that of another seed in equal steps, and each picture is drawn from a noise in "
+    "between. The class stays; the handwriting follows the noise.",
+)
+SKETCH = (
+    "Finish a sketch",
+    "Draw something; noise is laid over it, and the network takes the noise away again, as the class of the page.",
+)
+SHEET = ("A sheet", "Up to 400 digits, each from a seed of its own. Click one to open it.")
+
+
+def section(name: str, sentence: str) -> str:
+    """A heading within a tab, and what there is to see below it."""
+    return f"<h2>{name}</h2><p>{sentence}</p>"
+
+
+def about(parameters: int, source: str, device: str, notice: str | None) -> str:
+    """The last lines of the page: the network, where its weights come from, where it runs, and what went wrong."""
+    where = {"cpu": "the processor (CPU)", "cuda": "a graphics card (GPU)"}.get(device, "a graphics card (GPU)")
+    weights = "the bundled weights" if source == "bundled" else f"weights from {source}"
+    line = f"A network of {parameters / 1e6:.2f} million parameters with {weights}, on {where} of this server."
+    return "<br>".join(html.escape(text) for text in (line, notice) if text)
+
+
+# ---- forms: a component has the values of the fields named in data-fields, in that order
+
+
+def panel(classes: Sequence[str], start: dict, drawn: bool) -> str:
+    """The controls that all tabs share; where nothing is `drawn` yet, the page begins as a visit does."""
+    options = "".join(choice("radio", "digit", name, name == start["digit"]) for name in classes)
+    rest = slider("guidance", "Guidance", start["guidance"], 0, sampling.MAX_GUIDANCE, 0.05, GUIDANCE) + number(
+        "seed", "Seed", start["seed"], sampling.MAX_SEED, "The seed chooses the noise, and with it the handwriting."
+    )
+    return (
+        '<form class="panel" data-fields="digit seed steps guidance"' + " data-visit" * (not drawn) + ">"
+        f'<fieldset class="classes" data-field="class"><legend>Class</legend><div>{options}</div></fieldset>'
+        + slider("steps", "Steps", start["steps"], 1, sampling.MAX_STEPS, 1, "from noise to digit")
+        + f'<div class="buttons">{button("another", "Another seed")}{button("copy", "Copy link")}</div>'
+        f'<details><summary>Guidance and seed</summary>{rest}</details><p class="problem" role="alert"></p></form>'
+    )
+
+
+GUIDANCE = "1 follows the class, more exaggerates it, 0 ignores it: any class may come."
+
+
+def number_form() -> str:
+    return (
+        '<form class="line" data-fields="number"><label for="number">A number</label>'
+        '<input id="number" name="number" type="text" inputmode="numeric" autocomplete="off" '
+        f'placeholder="a birthday, say" aria-describedby="number-hint">{submit("Write it")}'
+        f'<p class="hint" id="number-hint">1 to {sampling.MAX_NUMBER} digits; the first one has the seed of the page, '
+        'each further one the next.</p><p class="problem" role="alert"></p></form>'
+    )
+
+
+def change_form(classes: Sequence[str], other: str) -> str:
+    options = "".join(f"<option{' selected' * (name == other)}>{html.escape(name)}</option>" for name in classes)
+    return (
+        '<form class="line" data-fields="other"><div class="field" data-field="class">'
+        f'<label for="other">Change to</label><select id="other" name="other">{options}</select></div>'
+        '<p class="problem" role="alert"></p></form>'
+    )
+
+
+def morph_form(other: int) -> str:
+    field = number("other_seed", "The other seed", other, sampling.MAX_SEED, "")
+    return f'<form class="line" data-fields="other_seed">{field}<p class="problem" role="alert"></p></form>'
+
+
+def noise_form(noise: float) -> str:
+    hint = "how much is laid over the sketch: little keeps it, much leaves only a hint of it"
+    field = slider("noise", "Noise", noise, 0, 1, 0.05, hint)
+    return f'<form data-fields="noise">{field}<p class="problem" role="alert"></p></form>'
+
+
+def sheet_form(classes: Sequence[str], most: int) -> str:
+    options = "".join(choice("checkbox", "classes", name, name in classes[:10]) for name in classes)
+    return (
+        '<form data-fields="classes count">'
+        f'<fieldset class="classes" data-field="class"><legend>Classes, in turn</legend><div>{options}</div></fieldset>'
+        + slider("count", "How many", 100, 1, most, 1, "digits")
+        + f'<div class="buttons">{submit("Draw the sheet")}{button("stop", "Stop")}</div>'
+        '<p class="problem" role="alert"></p></form>'
+    )
+
+
+def choice(kind: str, group: str, name: str, checked: bool) -> str:
+    """One class of a group of radio buttons or checkboxes."""
+    value = html.escape(name)
+    return (
+        f'<label><input type="{kind}" name="{group}" value="{value}"{" checked" * checked}><span>{value}</span></label>'
+    )
+
+
+def slider(name: str, label: str, value: float, low: float, high: float, step: float, hint: str) -> str:
+    """A number beside a slider that says the same."""
+    bounds = f'min="{low}" max="{high}" step="{step}" value="{value:g}"'
+    return (
+        f'<div class="field" data-field="{name}"><label for="{name}">{label} <span class="hint" id="{name}-hint">{hint}'
+        f'</span></label><input type="number" name="{name}" {bounds} aria-label="{label}, typed" '
+        f'aria-describedby="{name}-hint" required><input type="range" id="{name}" {bounds} data-for="{name}"></div>'
+    )
+
+
+def number(name: str, label: str, value: int, high: int, hint: str) -> str:
+    """A whole number from 0 on."""
+    return (
+        f'<div class="field" data-field="{name}"><label for="{name}">{label}</label><input type="number" name="{name}" '
+        f'id="{name}" min="0" max="{high}" step="1" value="{value}" aria-describedby="{name}-hint" required>'
+        f'<p class="hint" id="{name}-hint">{hint}</p></div>'
+    )
+
+
+def button(event: str, words: str) -> str:
+    return f'<button type="button" value="{event}">{words}</button>'
+
+
+def submit(words: str) -> str:
+    return f'<button value="submit" class="primary">{words}</button>'
+
+
+class Told:
+    """Catches the ValueError of a block: `both` is the value to show, if it came about, and the sentence, if not."""
+
+    def __init__(self):
+        self.value, self.problem = gr.skip(), None
+
+    def __enter__(self) -> "Told":
+        return self
+
+    def __exit__(self, kind, error, trace) -> bool:
+        self.problem = problem(error) if isinstance(error, ValueError) else None
+        return self.problem is not None
+
+    @property
+    def both(self) -> tuple:
+        return self.value, self.problem
+
+
+def plain(number: str) -> str:
+    """A number without the spaces, points and dashes that people write into dates."""
+    return re.sub(r"[\s./-]", "", number) if isinstance(number, str) else ""
+
+
+def problem(error: ValueError) -> dict:
+    """A sentence about a value, and the name of the field beside which it belongs: errors begin with that name."""
+    sentence = re.sub(r"^(\w+) must be (.*), not None$", r"\1 is empty; it must be \2", str(error))
+    return {"field": sentence.split(" ", 1)[0], "sentence": f"{sentence[0].upper()}{sentence[1:]}."}
+
+
+# ---- drawings
+
+
+def base64_of(pixels: torch.Tensor) -> str:
+    return base64.b64encode(pixels.numpy().tobytes()).decode()
+
+
+def recipe(config: SamplingConfig) -> dict:
+    return {"steps": config.steps, "guidance": config.guidance, "time_shift": config.time_shift}
+
+
+def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: SamplingConfig, **more) -> dict:
+    """A film of N digits, for the elements of film.js."""
+    arrays = {name: base64_of(getattr(film, name)) for name in ("noisy", "predicted", "velocity")}
+    return {
+        "digits": list(digits),
+        "seeds": list(seeds),
+        **recipe(config),
+        "times": film.times,
+        **arrays,
+        "milliseconds": round(film.milliseconds),
+        **more,
+    }
+
+
+def row(film: Film, digits: Sequence[str], config: SamplingConfig, **more) -> dict:
+    """A film of many digits: at most 24 of its states, and only what a row shows.
+
+    `more` has their `seeds`, or `about` and `captions` for digits that have no link of their own.
+    """
+    kept = film.frames(24)
+    return {
+        "digits": list(digits),
+        **recipe(config),
+        "times": [film.times[i] for i in kept],
+        "noisy": base64_of(film.noisy[kept]),
+        **more,
+    }
+
+
+def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], config: SamplingConfig) -> dict:
+    """One digit per time at which its class changed."""
+    other = f"a{named(other)[1:]}"
+    about = f"{named(digit)} that becomes {other} at t = {', '.join(map(str, at))}: {settings(seed, config)}"
+    captions = ["never" if t == 0 else "from the start" if t == 1 else f"at t = {t:g}" for t in at]
+    return row(film, [digit] * len(at), config, about=about, captions=captions)
+
+
+def morphed(film: Film, digit: str, seeds: tuple[int, int], count: int, config: SamplingConfig) -> dict:
+    """Digits between two seeds."""
+    first, last = seeds
+    about = f"{named(digit)} from the noise of seed {first} to that of seed {last}: {settings(first, config)}"
+    between = [f"{i / (count - 1):.0%}" for i in range(1, count - 1)]
+    captions = [f"seed {first}", *between, f"seed {last}"]
+    return row(film, [digit] * count, config, about=about, captions=captions)
+
+
+def finished(drawn: Film, digit: str, seed: int, noise: float, config: SamplingConfig) -> dict:
+    """The film of a sketch."""
+    about = f"{named(digit)}, finished from a sketch under noise up to t = {noise:g}: {settings(seed, config)}"
+    made = film(drawn, [digit], [seed], config, about=about)
+    return {name: value for name, value in made.items() if name != "seeds"}
 
 
 def named(digit: str) -> str:
-    """A class as it reads in a sentence: 7, black image."""
-    return digit if digit in "0123456789" else f"{digit} image"
+    """A class at the beginning of a sentence: A 7, An 8, A black image."""
+    return f"An {digit}" if digit == "8" else f"A {digit}" if digit in "0123456789" else f"A {digit} image"
 
 
-def in_steps(count: int) -> str:
-    return f"in {count} step{'s'[: count > 1]}"
+def settings(seed: int, config: SamplingConfig) -> str:
+    return config.recipe("", seed).removeprefix(": ")
 
 
-def digit_html(film: Film, digit: str, seed: int, sampling: SamplingConfig) -> str:
-    """The digit, animated once for half a second (unless the visitor prefers reduced motion), with its files and its
-    link."""
-    article = "An" if digit == "8" else "A"
-    text = f"{article} {named(digit)}, drawn {in_steps(sampling.steps)} from the noise of seed {seed}"
-    few = film.noisy[film.frames(16), 0]
-    moving = picture(images.animation(few, 500), text)
-    still = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri(images.png(film.digits[0]))}">'
-    name, saved = f"{digit}-seed{seed}", images.png(film.digits[0], 16, sampling.recipe(digit, seed))
-    return (
-        f'<div class="digit" data-link="{link(digit, seed, sampling)}"><picture>{still}{moving}</picture><p>'
-        f'<a download="{name}.png" href="{uri(saved)}">Save picture</a> '
-        f'<a download="{name}-film.png" href="{uri(images.animation(few, 1500, 8))}">Save animation</a></p></div>'
-    )
+def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int, labels: Sequence[int]) -> dict:
+    """A sheet on which nothing is drawn yet; `pixels` takes one text per batch."""
+    seeds = list(range(seed, seed + len(digits)))
+    return {
+        "digits": list(digits),
+        "seeds": seeds,
+        **recipe(config),
+        "pixels": [],
+        "total": len(digits),
+        "columns": columns,
+        "labels": list(labels),
+    }
 
 
-def film_html(film: Film, with_velocity: bool) -> str:
-    """Film strips from noise to the digit: x_t, the image predicted at t, and optionally the velocity."""
-    chosen = film.frames(FRAMES)
-    rows = [("x<sub>t</sub>: from noise (t = 1) to the digit (t = 0)", "x", film.noisy, chosen)]
-    rows.append(("x<sub>t</sub> − t·v: the image predicted at that moment", "prediction", film.predicted, chosen))
-    if with_velocity:
-        rows.append(("v: the velocity, grey where nothing changes", "velocity", film.velocity, chosen[:-1]))
-    parts = ""
-    for title, short, row, indices in rows:
-        figures = ""
-        for i in indices:
-            t = f"{film.times[i]:.2f}"
-            figures += (
-                f"<figure>{picture(images.png(row[i, 0]), f'{short} at t = {t}')}<figcaption>{t}</figcaption></figure>"
-            )
-        parts += f'<h4>{title}</h4><div class="strip">{figures}</div>'
-    return f'<div class="film">{parts}</div>'
+def steps(digits: Sequence[str], seed: int, config: SamplingConfig) -> dict:
+    """A comparison that has no columns yet."""
+    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": []}
 
 
-def link(digit: str, seed: int, sampling: SamplingConfig) -> str:
-    """The query string that opens this digit."""
-    return f"?digit={quote(digit)}&seed={seed}&steps={sampling.steps}&guidance={sampling.guidance:g}"
-
-
-def steps_html(columns: list[tuple[int, torch.Tensor, float]], rows: tuple[str, ...]) -> str:
-    """One row per class, one column per number of steps drawn so far, with its milliseconds."""
-    cells = ""
-    for count, pixels, milliseconds in columns:
-        labelled = zip(rows, pixels, strict=True)
-        pictures = "".join(picture(images.png(image), f"{named(row)} {in_steps(count)}") for row, image in labelled)
-        cells += f"<div><b>{count}</b>{pictures}<span>{milliseconds:.0f} ms</span></div>"
-    return f'<div class="steps">{cells}</div>'
-
-
-def cell_html(pixels: torch.Tensor, digit: str, seed: int, sampling: SamplingConfig) -> str:
-    """A digit of a sheet, uint8 `[28, 28]`, as a link that opens it in the Draw tab."""
-    return f'<a href="{link(digit, seed, sampling)}">{picture(images.png(pixels), named(digit))}</a>'
-
-
-def sheet_html(cells: str, columns: int, files: str = "") -> str:
-    """The cells of a sheet in a grid, followed by the files to save, if any."""
-    grid = f"grid-template-columns: repeat({columns}, minmax(0, 1fr))"
-    return f'<div class="sheet"><div class="cells" style="{grid}">{cells}</div>{files}</div>'
-
-
-def files_html(pixels: torch.Tensor, labels: torch.Tensor, columns: int, seed: int, sampling: SamplingConfig) -> str:
-    """A sheet `[N, 28, 28]`, its first digit drawn from `seed`, as a picture and as a data set."""
-    sheet, data_set = io.BytesIO(), io.BytesIO()
-    about = sampling.recipe(",".join(images.CLASSES[label] for label in labels), seed)
-    images.save(sheet, "png", pixels, labels, columns, about)
-    images.save(data_set, "npz", pixels, labels, columns)
-    return (
-        f'<p><a download="digits.png" href="{uri(sheet.getvalue())}">Save picture</a> '
-        f'<a download="digits.npz" href="{uri(data_set.getvalue(), "application/zip")}">Save data set (.npz)</a></p>'
-    )
+def column(count: int, pixels: torch.Tensor, milliseconds: float) -> dict:
+    return {"steps": count, "pixels": base64_of(pixels), "milliseconds": round(milliseconds)}

@@ -1,47 +1,257 @@
-// What Gradio lacks: the address of the digit, links that open without a reload, arrow keys between radio buttons.
+// The page that Gradio serves: forms, the elements in its components, the address, and what is drawn when it is seen.
+//
+// One subject {digit, seed, steps, guidance} for the whole page: the one of the digit that was drawn last. Pictures about
+// it are drawn by the server when they come into sight, and again when it changes.
 
-window.digits = {
-    // Make the address bar show the digit that is drawn, whatever the controls say.
-    follow(drawn) {
-        const link = new URL(location.href), query = drawn?.match(/data-link="([^"]*)"/)?.[1];
-        new URLSearchParams(query).forEach((value, name) => link.searchParams.set(name, value));
-        if (query) history.replaceState(null, "", link);
-    },
+{
+    const FIELDS = ["digit", "seed", "steps", "guidance"];
+    const forms = {}; // by name
+    const areas = []; // pictures that are drawn when they come into sight
+    let subject; // what the digit that is shown was drawn from
+    let latest; // its film
+    let written = ""; // the number that is written in the row
+    let touched = false; // whether the visitor has asked for anything yet
+    let toFocus = false; // whether the next digit was opened from a picture elsewhere
 
-    async copyLink() {
-        const button = document.querySelector("#copy");
+    const number = field => field.value === "" ? null : Number(field.value);
+    const one = selector => document.querySelector(selector);
+
+    // ---- forms
+
+    // A form of html.py in a component: the component's value is the list of its fields.
+    function form(element, props, trigger, watch) {
+        const form = element.querySelector("form"), names = form.dataset.fields.split(" ");
+        const fields = name => [...form.querySelectorAll(`[name="${name}"]`)];
+        const range = name => form.querySelector(`[data-for="${name}"]`);
+        const value = name => {
+            const [first, ...others] = fields(name);
+            if (first.type === "checkbox") return [first, ...others].filter(box => box.checked).map(box => box.value).join(",");
+            if (first.type === "radio") return [first, ...others].find(button => button.checked)?.value ?? null;
+            return first.type === "number" ? number(first) : first.value;
+        };
+        const send = event => {
+            props.value = names.map(value);
+            if (event) trigger(event);
+        };
+        const fill = values => names.forEach((name, i) => {
+            for (const field of fields(name)) {
+                if (field.type === "radio") field.checked = field.value === values[i];
+                else if (field.type === "checkbox") field.checked = values[i].split(",").includes(field.value);
+                else if (document.activeElement !== field || number(field) !== values[i]) field.value = values[i];
+            }
+            level(name);
+        });
+        const level = name => {
+            const slider = range(name), [field] = fields(name);
+            if (!slider) return;
+            slider.value = field.value;
+            slider.style.setProperty("--at", (slider.value - slider.min) / (slider.max - slider.min));
+        };
+        form.addEventListener("submit", event => event.preventDefault());
+        form.addEventListener("input", ({target}) => {
+            const name = target.dataset.for ?? target.name;
+            if (target.dataset.for) fields(name)[0].value = target.value;
+            level(name);
+            send("input");
+        });
+        // What was typed out of range, or between whole numbers, becomes what can be drawn.
+        form.addEventListener("change", ({target}) => {
+            if (target.type !== "number" || target.value === "") return;
+            const whole = Number.isInteger(Number(target.step)) ? Math.round(target.value) : target.value;
+            const fit = String(Math.min(Math.max(whole, target.min), target.max));
+            if (fit === target.value) return;
+            target.value = fit;
+            target.dispatchEvent(new Event("input", {bubbles: true}));
+        });
+        form.addEventListener("click", ({target}) => {
+            const pressed = target.closest("button");
+            if (!pressed) return;
+            if (pressed.type === "submit") send("submit");
+            else if (pressed.value === "stop") trigger("stop");
+            else if (pressed.value === "copy") copyLink(pressed);
+            else if (pressed.value === "another") {
+                fields("seed")[0].value = Math.floor(Math.random() * 10000); // short enough to tell a friend
+                send("input");
+            }
+        });
+        watch("value", () => fill(props.value));
+        names.forEach(level);
+        forms[element.closest(".block").id] = {form, fill, send, trigger};
+        if (names.includes("steps")) visit(form, trigger);
+    }
+
+    function isLink() {
+        const asked = new URLSearchParams(location.search);
+        return [...FIELDS, "number"].some(name => asked.has(name));
+    }
+
+    // Whoever comes with a link sees what it asks for.
+    function visit(form, trigger) {
+        if ("visit" in form.dataset || isLink()) {
+            touched = true;
+            trigger("visit");
+        }
+    }
+
+    // The sentence {field, sentence} about a value beside its field, or none.
+    function problem(props, watch, name) {
+        watch("value", () => {
+            const {form} = forms[name], {field, sentence} = props.value || {}, words = form.querySelector(".problem");
+            const place = form.querySelector(`[data-field="${field}"]`);
+            for (const input of form.querySelectorAll("input")) {
+                const bad = sentence && input.name && input.closest("[data-field]") === place;
+                if (bad) input.setAttribute("aria-invalid", "true");
+                else input.removeAttribute("aria-invalid");
+            }
+            if (place) place.append(words);
+            if (place?.closest("details")) place.closest("details").open = true;
+            words.textContent = sentence ?? "";
+        });
+    }
+
+    // Gradio's "queue: 3/5" in words.
+    function busy(element) {
+        const words = document.createElement("p"), block = element.closest("#busy");
+        Object.assign(words, {id: "waiting", role: "status"});
+        block.after(words);
+        new MutationObserver(() => {
+            const place = block.innerText.match(/queue: (\d+)/)?.[1] ?? block.textContent.match(/queue: (\d+)/)?.[1];
+            words.textContent = !place ? "" : place === "1" ? "The page is busy; yours is the next drawing."
+                : `The page is busy; ${place - 1} drawings come before yours.`;
+        }).observe(block, {subtree: true, childList: true, characterData: true});
+    }
+
+    // ---- pictures
+
+    // The element in a component, which gets the component's value. With an event, the server draws it when it is in
+    // sight and what it depends on has changed.
+    function picture(element, props, trigger, watch, event, about) {
+        const shown = element.firstElementChild;
+        if (shown.localName === "digit-arrows" && latest) shown.film = latest; // the same film, seen otherwise
+        const show = () => {
+            element.classList.remove("stale");
+            if (props.value) PICTURES[shown.localName]?.(shown, props.value);
+        };
+        watch("value", show);
+        if (shown.id !== "film" || !isLink()) show();
+        element.addEventListener("digit-sketch", ({detail}) => {
+            props.value = detail.pixels;
+            trigger(event);
+        });
+        if (!event || about === "sketch") return;
+        const area = {element, trigger: () => trigger(event), seen: false, drawn: "", fields: about.split(" ")};
+        areas.push(area);
+        new IntersectionObserver(entries => {
+            area.seen = entries.at(-1).isIntersecting;
+            refresh();
+        }).observe(element);
+    }
+
+    const decoded = film => {
+        const names = ["noisy", "predicted", "velocity"].filter(name => film[name]);
+        return {...film, ...Object.fromEntries(names.map(name => [name, digits.bytes(film[name])]))};
+    };
+
+    const PICTURES = {
+        "digit-film": (element, value) => {
+            if (element.id !== "film") {
+                element.film = decoded(value);
+                return;
+            }
+            latest = element.film = decoded(value);
+            for (const arrows of document.querySelectorAll("digit-arrows")) arrows.film = latest;
+            const first = !subject, before = JSON.stringify(subject);
+            subject = {digit: value.digits[0], seed: value.seeds[0], steps: value.steps, guidance: value.guidance};
+            if (!first || touched) follow();
+            if (!first && before !== JSON.stringify(subject)) one("#announcement").textContent = digits.alt(subject);
+            const name = value.guidance === 0 ? "Any class" : digits.named(subject.digit);
+            one("#digit-title").textContent = `${name} from seed ${subject.seed}`;
+            if (toFocus) setTimeout(() => one("#digit-title").focus());
+            toFocus = false;
+            refresh();
+        },
+        "digit-row": (element, value) => {
+            if (value.captions) element.setAttribute("captions", JSON.stringify(value.captions));
+            element.film = decoded(value);
+            if (element.id !== "row") return;
+            written = value.digits.join("");
+            follow();
+        },
+        "digit-paths": (element, value) => {
+            element.hidden = !value.runs;
+            if (value.runs) element.paths = value;
+        },
+        "digit-styles": (element, value) => element.film = decoded(value),
+        "digit-sheet": (element, value) => {
+            const parts = value.pixels.map(digits.bytes), pixels = [];
+            for (const part of parts) pixels.push(...part);
+            element.sheet = {...value, pixels: Uint8Array.from(pixels)};
+        },
+        "digit-steps": (element, value) => {
+            element.steps = value;
+        },
+    };
+
+    // Ask for the pictures in sight that show something else than the page's subject.
+    function refresh() {
+        if (!subject) return;
+        for (const area of areas) {
+            const about = JSON.stringify(area.fields.map(name => subject[name]));
+            if (!area.seen || area.drawn === about) continue;
+            if (area.drawn) area.element.classList.add("stale");
+            area.drawn = about;
+            area.trigger();
+        }
+    }
+
+    // Another seed, wherever it is asked for.
+    document.addEventListener("digit-noise", ({detail}) => {
+        forms.panel.fill(FIELDS.map(name => name === "seed" ? detail.seed : subject[name]));
+        forms.panel.send("input");
+    });
+
+    // A digit anywhere on the page opens in the first tab, without loading the page again.
+    document.addEventListener("digit-open", event => {
+        const {panel} = forms;
+        event.preventDefault();
+        touched = toFocus = true;
+        panel.fill(FIELDS.map(name => event.detail[name] ?? subject[name]));
+        panel.send("input");
+        panel.trigger("select");
+    });
+
+    // ---- the address
+
+    const rowIsOpen = () => written && one("#row")?.checkVisibility();
+
+    function query() {
+        const link = new URL(location.href), asked = new URLSearchParams(digits.link(subject));
+        if (rowIsOpen()) asked.set("number", written);
+        link.searchParams.delete("number");
+        asked.forEach((value, name) => link.searchParams.set(name, value));
+        return link;
+    }
+
+    // Make the address bar show what is drawn, whatever the controls say.
+    function follow() {
+        history.replaceState(null, "", query());
+    }
+
+    async function copyLink(button) {
+        const link = query().href;
         try {
-            await navigator.clipboard.writeText(location.href);
+            await navigator.clipboard.writeText(link);
         } catch { // there is no clipboard without HTTPS, and none in the frame of another page
-            document.querySelector("#link")?.remove();
+            one("#link")?.remove();
             button.parentElement.insertAdjacentHTML("afterend", '<input id="link" aria-label="Link to copy" readonly>');
-            const field = document.querySelector("#link");
-            field.value = location.href;
+            const field = one("#link");
+            field.value = link;
             return field.select();
         }
         button.textContent = "Link copied";
         setTimeout(() => button.textContent = "Copy link", 1500);
-    },
+    }
 
-    // Open a cell of a sheet in the Draw tab without reloading the page, so that the sheet stays.
-    openCells(sheet, trigger) {
-        sheet.addEventListener("click", event => {
-            const cell = event.target.closest(".cells a");
-            if (!cell || event.ctrlKey || event.metaKey || event.shiftKey) return;
-            event.preventDefault();
-            trigger("select", {link: cell.search});
-            scrollTo(0, 0);
-        });
-    },
-};
-
-// Gradio gives each radio button a name of its own, so the browser does not treat them as one group.
-document.addEventListener("keydown", event => {
-    const way = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];
-    if (!way || event.target.type !== "radio" || event.altKey || event.ctrlKey || event.metaKey) return;
-    const all = [...event.target.closest(".classes").querySelectorAll("input")];
-    const next = all[(all.indexOf(event.target) + way + all.length) % all.length];
-    event.preventDefault();
-    next.focus();
-    next.click();
-});
+    window.digits ??= {};
+    Object.assign(digits, {form, problem, picture, busy});
+}

@@ -301,8 +301,12 @@ def test_a_space_is_the_page_and_nothing_else(worker, hub, folders):
     outcome = publish(worker, *SPACE)
     assert (outcome.status, outcome.err) == (0, "")
     sent = published(hub, "me/page", "space")
-    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "model").rglob("*.py")}
-    code |= {"model/page/page.css", "model/page/page.js"}
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "model").rglob("*.py") if path.parent.name != "web"}
+    code |= {
+        f"model/page/{path.name}"
+        for kind in ("css", "js", "json", "png")
+        for path in (ROOT / "model/page").glob(f"*.{kind}")
+    }
     assert {"model/dit.py", "model/page/__init__.py", "model/page/html.py"} <= code
     bundled = {f"weights/{name}" for name in WEIGHTS_FILES - {"README.md"}}
     assert set(sent) == {"app.py", "requirements.txt", "LICENSE", "README.md"} | code | bundled

@@ -42,6 +42,8 @@ class Extractor(nn.Module):
     2008.08186). After the sixth convolution 8 % of the variance lies within classes, after the fourth 30 %.
     """
 
+    num_features = 128  # read by torchmetrics
+
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(

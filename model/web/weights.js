@@ -9,7 +9,8 @@ const NETWORK = {width: 256, depth: 3, heads: 4, patch: 2, classes: 12, pixel_me
 const DRAWING = {steps: 20, guidance: 1, time_shift: 1.63206};
 const MOVED = {time_shift: "time_shift", default_guidance: "guidance"}; // out of config.json, into sampling.json
 const CLASSES = [..."0123456789", "black", "white"];
-const MAX_SIZE = 2 ** 24, MAX_HEADER = 1_000_000; // parameters of a matrix over all blocks; bytes
+const MAX_SIZE = 2 ** 24; // depth · width², as in dit.py
+const MAX_HEADER = 1_000_000; // bytes
 
 // The weights in the folder at this URL: {config, sampling, tensors}, ready for `new DiT`.
 //
@@ -25,7 +26,7 @@ export async function load(folder, report) {
         if (!response.ok) throw new Error(`${url} cannot be loaded: the server answers ${response.status}`);
         return response;
     };
-    const getObject = async name => object(name, await (await get(name)).text());
+    const getObject = async name => object(name, await (await get(name)).text().catch(() => broken(name)));
     try {
         const [file, config, sampling, metrics] = await Promise.all(
             [get(TENSORS), getObject(CONFIG), getObject(SAMPLING), getObject(METRICS)]);
@@ -40,7 +41,7 @@ export async function load(folder, report) {
 }
 
 // The same from {bytes: ArrayBuffer, config, sampling}: a file that is there already, and what the JSON files hold.
-export function open({ bytes, config, sampling = {} }) {
+export function open({bytes, config, sampling = {}}) {
     const settings = checked(config, sampling);
     return {...settings, tensors: readTensors(bytes, settings.config)};
 }
@@ -56,13 +57,15 @@ function object(name, text) {
 
 const isObject = value => typeof value === "object" && value !== null && !Array.isArray(value);
 
+function broken(name) {
+    throw new Error(`the connection broke while ${name} was loading; reload the page to try again`);
+}
+
 // The body of a response, an ArrayBuffer, which should hold tensors of `size` bytes.
 async function download(response, size, report) {
     const reader = response.body.getReader(), parts = [];
     for (let got = 0; ; ) {
-        const {done, value} = await reader.read().catch(() => {
-            throw new Error(`the connection broke while ${TENSORS} was loading; reload the page to try again`);
-        });
+        const {done, value} = await reader.read().catch(() => broken(TENSORS));
         if (done) return new Blob(parts).arrayBuffer();
         parts.push(value);
         got += value.length;
@@ -144,7 +147,7 @@ function shapes({width: D, depth, heads, patch, classes}) {
 
 const bytesOf = shape => 2 * shape.reduce((a, b) => a * b, 1);
 const sizeOf = config => Object.values(shapes(config)).reduce((sum, shape) => sum + bytesOf(shape), 0);
-const damaged = how => new Error(`${TENSORS} is damaged: ${how}; download it again`);
+const damaged = how => new Error(`${TENSORS} is damaged: ${how}; reload the page to load it again`);
 const foreign = () => new Error(`${TENSORS} does not hold the tensors of the network in ${CONFIG}`);
 
 // The tensors of a safetensors file, {name: Uint16Array of float16}.

@@ -1,5 +1,6 @@
 """The network in the browser, model/web/, against the same network in Python, over real HTTP in Chromium."""
 
+import inspect
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from base64 import b64decode
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from model import flow, images, weights
 from model.dit import DiT
 from model.sampling import SamplingConfig, states
-from tests.server import ROOT, serve_files
+from tests.server import ROOT, Files, serve_files
 
 WEB = ROOT / "model/web"
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
@@ -311,6 +313,16 @@ def test_a_server_that_is_away_is_said(page):
     assert "cannot be reached; check the address and the connection" in answer["message"]
 
 
+def test_a_connection_that_breaks_is_said(page, site, folder, monkeypatch):
+    def copyfile(self, source, out):
+        out.write(source.read(5000 if TENSORS in self.path else -1))  # less than the length that was announced
+
+    monkeypatch.setattr(Files, "copyfile", copyfile)
+    answer = load(page, site, "small")
+    sentence = "the connection broke while model.safetensors was loading; reload the page to try again"
+    assert (answer["kind"], answer["message"]) == ("error", sentence)
+
+
 def test_settings_have_the_defaults_of_python(page, site, folder):
     """Without sampling.json and metrics.json; and the time shift where older weights have it."""
     (folder / "config.json").write_text(
@@ -319,15 +331,9 @@ def test_settings_have_the_defaults_of_python(page, site, folder):
     for name in ("sampling.json", "metrics.json"):
         (folder / name).unlink()
     *progress, answer = ask(page, {"kind": "load", "weights": f"{site[1]}/small/"})
-    assert answer["config"] == {
-        **CONFIG,
-        "patch": 2,
-        "classes": 12,
-        "pixel_mean": 0.5,
-        "pixel_std": 0.3081,
-        "class_names": list(images.CLASSES),
-    }
-    assert answer["sampling"] == {"steps": 20, "guidance": 3, "time_shift": 2}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(DiT).parameters.items()}
+    assert answer["config"] == {**defaults, **CONFIG, "class_names": list(images.CLASSES)}
+    assert answer["sampling"] == asdict(SamplingConfig(guidance=3, time_shift=2))
     size = sum(2 * tensor.numel() for tensor in load_file(folder / TENSORS).values())
     assert {part["total"] for part in progress} == {size}
     assert progress[-1]["got"] == size

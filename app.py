@@ -512,7 +512,6 @@ def build(studio: Studio) -> gr.Blocks:
             [row_out, number_problem],
             [sheet_out, sheet_problem],
         )
-        panel.input(studio.digit_tab, panel, digit_shown, **last, **private, **waiting, **DIGIT)
         visited = [tabs, panel, *digit_shown, number, *row_shown]
         panel.visit(studio.visit, None, visited, **private, **waiting, **DIGIT)
         panel.select(None, None, tabs, js="() => ({selected: 'digit', __type__: 'update'})", **private)
@@ -527,7 +526,8 @@ def build(studio: Studio) -> gr.Blocks:
                 event(draw, [*fields, panel], [out, problem], **last, **private, **waiting, **ROW)
         scenery = ((paths_out, studio.paths_tab), (styles_out, studio.styles_tab), (steps_out, studio.steps_tab))
         shown = [out.draw(draw, panel, out, **last, **private, **quiet, **ROW) for out, draw in scenery]
-        panel.input(None, cancels=shown, **private)
+        panel.input(None, cancels=shown, **private)  # before the digit, whose drawing the browser would wait for
+        panel.input(studio.digit_tab, panel, digit_shown, **last, **private, **waiting, **DIGIT)
         run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **private, **waiting, **SHEET)
         sheet.stop(None, cancels=run, **private)
 

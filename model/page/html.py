@@ -312,7 +312,7 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
 
 def steps(digits: Sequence[str], seed: int, config: SamplingConfig) -> dict:
     """A comparison that has no columns yet."""
-    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": []}
+    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
 
 
 def column(count: int, pixels: torch.Tensor, milliseconds: float) -> dict:

@@ -61,7 +61,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: "queue/join" in request.url and self.asked.append(request.post_data))
         self.page.goto(url)
-        self.page.wait_for_selector("#film canvas")
+        self.page.wait_for_selector("#film canvas", state="attached")
         self.settle()
 
     def settle(self) -> None:
@@ -316,6 +316,7 @@ def test_the_copied_link_opens_the_same_digit(visit, page_url):
 def test_every_tab_is_about_the_same_digit(visit, bundled):
     """And a click on a picture opens it: one drawing, the focus on its heading, announced."""
     one = visit("/?digit=3&seed=5&guidance=2")
+    one.page.set_viewport_size({"width": 1100, "height": 2400})
     assert len(one.asked) == 1  # nothing is drawn for a tab that is not open
     one.open("Why it works")
     one.until("$$('digit-steps canvas').length === 6")

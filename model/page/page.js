@@ -116,7 +116,7 @@
         Object.assign(words, {id: "waiting", role: "status"});
         block.after(words);
         new MutationObserver(() => {
-            const place = block.innerText.match(/queue: (\d+)/)?.[1] ?? block.textContent.match(/queue: (\d+)/)?.[1];
+            const place = block.textContent.match(/queue: (\d+)/)?.[1];
             words.textContent = !place ? "" : place === "1" ? "The page is busy; yours is the next drawing."
                 : `The page is busy; ${place - 1} drawings come before yours.`;
         }).observe(block, {subtree: true, childList: true, characterData: true});

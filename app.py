@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
 
 if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's own is shared by all users of a machine
@@ -30,6 +32,7 @@ except ImportError:
 
 
 import gradio as gr
+from gradio.context import LocalContext
 from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.routing import Route
@@ -69,6 +72,26 @@ def serve(page: gr.Blocks, **options):
     picture = Route(pictures.PREVIEW, lambda _: FileResponse(pictures.HERE / "preview.png"))
     added = {"middleware": [Middleware(guard.Guard, work=work)], "routes": [picture]}
     return page.launch(**LAUNCH, **options, app_kwargs=added)
+
+
+def listened() -> bool:
+    """Whether somebody still waits for the call that runs here; Gradio marks the event of a client that left."""
+    page, event = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    event = page and page._queue.event_ids_to_events.get(event)
+    return not event or event.alive
+
+
+def endpoint(function: Callable) -> Callable:
+    """A function of the API that reports a bad value to its caller as one sentence."""
+
+    @wraps(function)
+    def checked(*values, **named):
+        try:
+            return function(*values, **named)
+        except ValueError as error:
+            raise gr.Error(f"{error}.", print_exception=False) from None
+
+    return checked
 
 
 def form(name: str, content: str, value: list) -> tuple[gr.HTML, gr.HTML]:
@@ -157,7 +180,11 @@ def build(studio: Studio) -> gr.Blocks:
             [sheet_out, sheet_problem],
         )
         visited = [tabs, panel, *digit_shown, number, *row_shown]
-        panel.visit(studio.visit, None, visited, **private, **waiting, **DIGIT)
+
+        def visit(request: gr.Request):
+            return studio.visit(dict(request.query_params))
+
+        panel.visit(visit, None, visited, **private, **waiting, **DIGIT)
         panel.select(None, None, tabs, js="() => ({selected: 'digit', __type__: 'update'})", **private)
         rows = [
             (studio.number_tab, [number.submit], [number], row_out, number_problem),
@@ -175,12 +202,12 @@ def build(studio: Studio) -> gr.Blocks:
         run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **private, **waiting, **SHEET)
         sheet.stop(None, cancels=run, **private)
 
-        gr.api(studio.draw_api, api_name="draw", **DIGIT)
-        gr.api(studio.steps_api, api_name="steps", **ROW)
-        gr.api(studio.sheet_api, api_name="sheet", **SHEET)
-        gr.api(studio.change_api, api_name="change_class", **ROW)
-        gr.api(studio.morph_api, api_name="morph", **ROW)
-        gr.api(studio.finish_api, api_name="finish", **DIGIT)
+        gr.api(endpoint(studio.draw_api), api_name="draw", **DIGIT)
+        gr.api(endpoint(studio.steps_api), api_name="steps", **ROW)
+        gr.api(endpoint(studio.sheet_api), api_name="sheet", **SHEET)
+        gr.api(endpoint(studio.change_api), api_name="change_class", **ROW)
+        gr.api(endpoint(studio.morph_api), api_name="morph", **ROW)
+        gr.api(endpoint(studio.finish_api), api_name="finish", **DIGIT)
     return page.queue(max_size=guard.PLACES, api_open=False)
 
 
@@ -203,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.auth and not (user and password):
             raise ValueError("--auth takes USER:PASSWORD, neither of them empty")
         load = weights.load if options.strict_weights else weights.load_or_bundled
-        page = build(Studio(load(options.weights, pick(options.device)), on_gpu))
+        page = build(Studio(load(options.weights, pick(options.device)), on_gpu, listened))
         # Gradio asks its own page whether it is there, for which no proxy of the environment is any use.
         os.environ["no_proxy"] = f"{os.environ.get('no_proxy', '')},127.0.0.1,localhost" if options.share else "*"
         try:

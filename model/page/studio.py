@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 
-import gradio as gr
 import torch
-from gradio.context import LocalContext
 
 from model import check, sampling, scenes, weights
 from model.common import masked
@@ -52,35 +50,6 @@ def padded(value, size: int) -> list:
     return [*value, *[None] * size][:size] if isinstance(value, list) else [None] * size
 
 
-def listened() -> bool:
-    """Whether somebody still waits for the call that runs here; Gradio marks the event of a client that left."""
-    page, event = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    event = page and page._queue.event_ids_to_events.get(event)
-    return not event or event.alive
-
-
-@contextmanager
-def wanted() -> Iterator[None]:
-    """One step of a drawing; raises ValueError once nobody waits for it."""
-    if not listened():
-        raise ValueError("nobody waits for this drawing any more")
-    yield
-
-
-@contextmanager
-def turn() -> Iterator[None]:
-    """One step of a drawing, or a short one as a whole, alone on the device."""
-    with TURNS, wanted():
-        yield
-
-
-def while_listened(chunks: Iterator) -> Iterator:
-    """The chunks of a drawing in another process, which does not hear that nobody waits any more."""
-    for chunk in chunks:
-        with wanted():
-            yield chunk
-
-
 def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
     """The controls that a link asks for: each value clamped to its range, and the default for an invalid one."""
     values = dict(start)
@@ -101,10 +70,17 @@ def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
 class Studio:
     """What the tabs and the API call: small checked functions of plain values over `model/`.
 
-    A `subject` is the list of what the page is about: class, seed, steps, guidance.
+    A `subject` is the list of what the page is about: class, seed, steps, guidance. `on_gpu` wraps what draws, and
+    `listened` tells whether somebody still waits for the call that runs.
     """
 
-    def __init__(self, loaded: weights.Weights, on_gpu: Callable = lambda function: function):
+    def __init__(
+        self,
+        loaded: weights.Weights,
+        on_gpu: Callable = lambda function: function,
+        listened: Callable[[], bool] = lambda: True,
+    ):
+        self.listened = listened
         self.network, self.sampling, self.classes = loaded.network, loaded.sampling, loaded.network.class_names
         count = sum(parameter.numel() for parameter in self.network.parameters())
         source, at, commit = masked(loaded.source).partition("@")
@@ -118,17 +94,38 @@ class Studio:
         self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
         self.whole, self.film, self.batches = map(on_gpu, (self.whole, self.film, self.batches))
 
+    # ---- whose turn it is
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """One step of a drawing; raises ValueError once nobody waits for it."""
+        if not self.listened():
+            raise ValueError("nobody waits for this drawing any more")
+        yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One step of a drawing, or a short one as a whole, alone on the device."""
+        with TURNS, self.wanted():
+            yield
+
+    def while_wanted(self, chunks: Iterator) -> Iterator:
+        """The chunks of a drawing in another process, which does not hear that nobody waits any more."""
+        for chunk in chunks:
+            with self.wanted():
+                yield chunk
+
     # ---- what runs on the GPU, once every value is checked: a function of `sampling` and its values
 
     def whole(self, function, *values):
-        with turn():
-            return function(self.network, *values, wanted)
+        with self.turn():
+            return function(self.network, *values, self.wanted)
 
     def film(self, function, *values):
-        return function(self.network, *values, turn)
+        return function(self.network, *values, self.turn)
 
     def batches(self, function, *values):
-        yield from function(self.network, *values, turn)
+        yield from function(self.network, *values, self.turn)
 
     # ---- one checked call each; ValueError for a bad value
 
@@ -144,14 +141,14 @@ class Studio:
 
     def compare_steps(self, digit, seed, config):
         labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
-        yield from while_listened(self.batches(sampling.compare_steps, labels, sampling.check_seed(seed), config))
+        yield from self.while_wanted(self.batches(sampling.compare_steps, labels, sampling.check_seed(seed), config))
 
     def labels(self, classes, count):
         return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
 
     def draw_sheet(self, labels, seed, config):
         seed = sampling.check_seed(seed, len(labels))
-        yield from while_listened(self.batches(sampling.draw, labels, seed, config))
+        yield from self.while_wanted(self.batches(sampling.draw, labels, seed, config))
 
     def change(self, digit, other, seed, at, config):
         check.whole("number of times", len(at), 1, MAX_ROW)
@@ -171,22 +168,20 @@ class Studio:
         label, seed = self.label(digit).item(), sampling.check_seed(seed)
         return self.whole(sampling.finish, pixels.view(SIZE, SIZE), label, seed, noise, config)
 
-    # ---- the API
+    # ---- the API: ValueError for a bad value
 
     def draw_api(
         self, digit: str, seed: int = 42, steps: int | None = None, guidance: float | None = None
     ) -> list[list[int]]:
         """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255
         white."""
-        with sentences():
-            return self.draw_one(digit, seed, self.config(steps, guidance)).digits[0].tolist()
+        return self.draw_one(digit, seed, self.config(steps, guidance)).digits[0].tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
         steps."""
-        with sentences():
-            columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
-            return {str(count): pixels.tolist() for count, pixels, _ in columns}
+        columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
+        return {str(count): pixels.tolist() for count, pixels, _ in columns}
 
     def sheet_api(
         self,
@@ -198,10 +193,9 @@ class Studio:
     ) -> dict[str, list]:
         """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of
         seed + i."""
-        with sentences():
-            labels = self.labels(classes, count)
-            pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
-            return {"images": pixels.tolist(), "labels": labels.tolist()}
+        labels = self.labels(classes, count)
+        pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
+        return {"images": pixels.tolist(), "labels": labels.tolist()}
 
     def change_api(
         self,
@@ -214,9 +208,8 @@ class Studio:
     ) -> list[list[list[int]]]:
         """One noise that starts as class `digit` and goes on as class `other`: one image for each time in `at`, from 1
         (noise: all of it is the other class) to 0 (never). 1 to 16 times."""
-        with sentences():
-            config = self.config(steps, guidance)
-            return self.change(digit, other, seed, at if isinstance(at, list) else [at], config).digits.tolist()
+        config = self.config(steps, guidance)
+        return self.change(digit, other, seed, at if isinstance(at, list) else [at], config).digits.tolist()
 
     def morph_api(
         self,
@@ -228,8 +221,7 @@ class Studio:
         guidance: float | None = None,
     ) -> list[list[list[int]]]:
         """2 to 16 images of one class, from the noise of one seed to that of another."""
-        with sentences():
-            return self.morph(digit, seed, other_seed, count, self.config(steps, guidance)).digits.tolist()
+        return self.morph(digit, seed, other_seed, count, self.config(steps, guidance)).digits.tolist()
 
     def finish_api(
         self,
@@ -242,8 +234,7 @@ class Studio:
     ) -> list[list[int]]:
         """A sketch (784 numbers, row by row, 0 black to 255 white) finished as a class: `noise` from 0, which keeps it,
         to 1, which forgets it."""
-        with sentences():
-            return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
+        return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
 
     # ---- the tabs: what to show, and the sentence about a bad value, for which what is shown stays
 
@@ -273,12 +264,11 @@ class Studio:
                 told.value = self.row(asked[0], subject)
         return told.both
 
-    def visit(self, request: gr.Request) -> list:
+    def visit(self, query: dict) -> list:
         """What a link asks for: its controls and its digit, and the number that it writes."""
-        query = dict(request.query_params)
         subject = list(from_link(query, self.start, self.classes).values())
         number = query.get("number", "") if self.can_write_numbers else ""
-        tab = gr.Tabs(selected="numbers") if number else gr.skip()
+        tab = {**pictures.KEEP, "selected": "numbers"} if number else pictures.KEEP
         return [tab, subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
 
     def paths_tab(self, subject):
@@ -292,7 +282,7 @@ class Studio:
                 replace(self.sampling, guidance=guidance),
             )
             return self.film(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
-        return gr.skip()
+        return pictures.KEEP
 
     def styles_tab(self, subject):
         """Ten classes from the noise of the page."""
@@ -300,7 +290,7 @@ class Studio:
             _, seed, steps, guidance = subject
             config = replace(self.sampling, steps=steps, guidance=guidance)
             return self.film(scenes.styles, [sampling.check_seed(seed)], config)
-        return gr.skip()
+        return pictures.KEEP
 
     def steps_tab(self, subject):
         """The columns of ever more steps, each shown as soon as it is drawn."""
@@ -356,12 +346,3 @@ class Studio:
                 yield told.both
         if told.problem:
             yield told.both
-
-
-@contextmanager
-def sentences():
-    """Report a bad value to the caller of the API as one sentence."""
-    try:
-        yield
-    except ValueError as error:
-        raise gr.Error(f"{error}.", print_exception=False) from None

@@ -61,7 +61,7 @@ def page():
         slow = Slow()
         patch.setattr(sampling, "draw", slow)
         network = DiT(width=32, depth=1, heads=2).requires_grad_(False)
-        blocks = app.build(Studio(weights.Weights(network, SamplingConfig(), "here", {})))
+        blocks = app.build(Studio(weights.Weights(network, SamplingConfig(), "here", {}), listened=app.listened))
         _, url, _ = app.serve(blocks, prevent_thread_lock=True, quiet=True)
         yield url.rstrip("/"), blocks, slow
         blocks.close()

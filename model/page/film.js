@@ -298,7 +298,7 @@
     // The rows of the film strip: what they show, in words and as a formula.
     const ROWS = {
         noisy: ["From noise to digit", "xₜ"],
-        predicted: ["The image predicted at that moment", "xₜ − t·v"],
+        predicted: ["Image predicted at that moment", "xₜ − t·v"],
         velocity: ["Velocity: dark gets brighter, bright darker", "v"],
     };
 

@@ -62,7 +62,7 @@
             }
             this.settle();
             for (const button of this.saves.children) button.disabled = count === 0;
-            this.status.textContent = `${count < size ? `${count} of ${size}` : size} digits`;
+            this.status.textContent = `${count < size ? `${count} of ` : ""}${size} digit${size === 1 ? "" : "s"}`;
         }
 
         #lay() {

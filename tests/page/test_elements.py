@@ -437,6 +437,7 @@ def test_a_sheet_grows_and_is_walked_by_arrow_keys(visit):
     assert (np.concatenate([numbers(text) for text in drawn]) == pixels).all()
     put(page, element("digit-sheet", sheet_of(pixels[:2], 2)))
     assert page.locator(".digits-cell").count() == 2
+    assert page.locator(".digits-caption").inner_text() == "2 digits"
     put(page, element("digit-sheet", sheet_of(pixels[:0], 10)))
     assert page.get_by_role("button", name="Save picture").is_disabled()
 

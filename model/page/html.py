@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import gradio as gr
 import jinja2
 import torch
 
@@ -16,6 +15,7 @@ from model.sampling import Film, SamplingConfig
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
 SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
+KEEP = {"__type__": "update"}  # Gradio's word for a component that stays as it is
 PREVIEW = "/preview.png"  # the picture beside a link to the page
 STYLES = ("elements.css", "why.css", "lab.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
@@ -198,7 +198,7 @@ class Told:
     """Catches the ValueError of a block: `both` is the value to show, if it came about, and the sentence, if not."""
 
     def __init__(self):
-        self.value, self.problem = gr.skip(), None
+        self.value, self.problem = KEEP, None
 
     def __enter__(self) -> "Told":
         return self
@@ -312,7 +312,7 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
 
 def steps(digits: Sequence[str], seed: int, config: SamplingConfig) -> dict:
     """A comparison that has no columns yet."""
-    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": []}
+    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
 
 
 def column(count: int, pixels: torch.Tensor, milliseconds: float) -> dict:

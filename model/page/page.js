@@ -31,7 +31,8 @@
         };
         const send = event => {
             props.value = names.map(value);
-            if (event) trigger(event);
+            if (names.includes("steps")) forget();
+            trigger(event);
         };
         const fill = values => names.forEach((name, i) => {
             for (const field of fields(name)) {
@@ -75,7 +76,7 @@
             }
         });
         watch("value", () => fill(props.value));
-        names.forEach(level);
+        fill(props.value);
         forms[element.closest(".block").id] = {form, fill, send, trigger};
         if (names.includes("steps")) visit(form, trigger);
     }
@@ -115,7 +116,7 @@
         Object.assign(words, {id: "waiting", role: "status"});
         block.after(words);
         new MutationObserver(() => {
-            const place = block.innerText.match(/queue: (\d+)/)?.[1] ?? block.textContent.match(/queue: (\d+)/)?.[1];
+            const place = block.textContent.match(/queue: (\d+)/)?.[1];
             words.textContent = !place ? "" : place === "1" ? "The page is busy; yours is the next drawing."
                 : `The page is busy; ${place - 1} drawings come before yours.`;
         }).observe(block, {subtree: true, childList: true, characterData: true});
@@ -127,9 +128,11 @@
     // sight and what it depends on has changed.
     function picture(element, props, trigger, watch, event, about) {
         const shown = element.firstElementChild;
+        let area;
         if (shown.localName === "digit-arrows" && latest) shown.film = latest; // the same film, seen otherwise
         const show = () => {
             element.classList.remove("stale");
+            if (area) area.waits = props.value.columns?.length < props.value.total;
             if (props.value) PICTURES[shown.localName]?.(shown, props.value);
         };
         watch("value", show);
@@ -139,7 +142,7 @@
             trigger(event);
         });
         if (!event || about === "sketch") return;
-        const area = {element, trigger: () => trigger(event), seen: false, drawn: "", fields: about.split(" ")};
+        area = {element, trigger: () => trigger(event), seen: false, waits: false, drawn: "", fields: about.split(" ")};
         areas.push(area);
         new IntersectionObserver(entries => {
             area.seen = entries.at(-1).isIntersecting;
@@ -192,14 +195,20 @@
         },
     };
 
+    // What is being drawn is cancelled by every change of the subject, so it is drawn again, changed or not.
+    function forget() {
+        for (const area of areas) if (area.waits) area.drawn = "";
+    }
+
     // Ask for the pictures in sight that show something else than the page's subject.
     function refresh() {
         if (!subject) return;
         for (const area of areas) {
             const about = JSON.stringify(area.fields.map(name => subject[name]));
             if (!area.seen || area.drawn === about) continue;
-            if (area.drawn) area.element.classList.add("stale");
+            area.element.classList.add("stale");
             area.drawn = about;
+            area.waits = true;
             area.trigger();
         }
     }
@@ -227,7 +236,7 @@
     function query() {
         const link = new URL(location.href), asked = new URLSearchParams(digits.link(subject));
         if (rowIsOpen()) asked.set("number", written);
-        link.searchParams.delete("number");
+        for (const name of [...FIELDS, "number"]) link.searchParams.delete(name);
         asked.forEach((value, name) => link.searchParams.set(name, value));
         return link;
     }

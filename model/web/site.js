@@ -187,7 +187,6 @@ function fillControls() {
     $("write").hidden = !settings.numerals.every((name, i) => classes[i] === name);
     $("number-hint").textContent =
         `1 to ${most.number} digits; the first one has the seed of the page, each further one the next.`;
-    $("sheet-hint").textContent = `Up to ${most.sheet} digits, each from a seed of its own. Click one to open it.`;
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     elements.sheet.classes = classes;
     set({digit, seed: start.seed, ...sampling});

@@ -23,8 +23,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from model import weights
+from model import sampling, weights
 from model.dit import DiT
+from model.page import studio
 from model.sampling import SamplingConfig, change_class, draw_film, finish, morph
 from tests.benchmark.load import flood
 from tests.server import ROOT, ask, close, memory_of, serve, wait_until
@@ -35,7 +36,7 @@ def bundled() -> weights.Weights:
     return weights.load()
 
 
-SEED, STEPS = app.START["seed"], weights.read(weights.BUNDLED).sampling.steps  # what the page opens with
+SEED, STEPS = studio.START["seed"], weights.read(weights.BUNDLED).sampling.steps  # what the page opens with
 
 
 def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
@@ -61,7 +62,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: "queue/join" in request.url and self.asked.append(request.post_data))
         self.page.goto(url)
-        self.page.wait_for_selector("#film canvas")
+        self.page.wait_for_selector("#film canvas", state="attached")
         self.settle()
 
     def settle(self) -> None:
@@ -316,6 +317,7 @@ def test_the_copied_link_opens_the_same_digit(visit, page_url):
 def test_every_tab_is_about_the_same_digit(visit, bundled):
     """And a click on a picture opens it: one drawing, the focus on its heading, announced."""
     one = visit("/?digit=3&seed=5&guidance=2")
+    one.page.set_viewport_size({"width": 1100, "height": 2400})
     assert len(one.asked) == 1  # nothing is drawn for a tab that is not open
     one.open("Why it works")
     one.until("$$('digit-steps canvas').length === 6")
@@ -740,7 +742,7 @@ def test_forty_visitors_at_once(tmp_path, bundled):
     assert sizes[1] - sizes[0] < 60
 
 
-def test_only_checked_values_reach_the_gpu(monkeypatch):
+def test_only_checked_values_reach_the_gpu():
     """On ZeroGPU a drawing runs in another process: its arguments can be pickled, and a visitor's error is found
     before."""
     calls = []
@@ -752,32 +754,31 @@ def test_only_checked_values_reach_the_gpu(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(app, "on_gpu", on_gpu)
-    studio = app.Studio(weights.load())
-    app.build(studio)
-    assert studio.digit_tab(["7", None, 2, 1.0])[1]["sentence"].startswith("Seed is empty")
-    assert studio.digit_tab(["<b>", 1, 2, 1.0])[1]["field"] == "class"
-    assert next(studio.sheet_tab(["7", 0], ["7", 1, 1, 1.0]))[1]["field"] == "count"
-    assert studio.number_tab(["<b>"], ["7", 1, 1, 1.0])[1]["sentence"].startswith("A number has 1 to 16 digits")
+    drawing = studio.Studio(weights.load(), on_gpu)
+    app.build(drawing)
+    assert drawing.digit_tab(["7", None, 2, 1.0])[1]["sentence"].startswith("Seed is empty")
+    assert drawing.digit_tab(["<b>", 1, 2, 1.0])[1]["field"] == "class"
+    assert next(drawing.sheet_tab(["7", 0], ["7", 1, 1, 1.0]))[1]["field"] == "count"
+    assert drawing.number_tab(["<b>"], ["7", 1, 1, 1.0])[1]["sentence"].startswith("A number has 1 to 16 digits")
     bad = (
-        (studio.draw_api, ("ten",)),
-        (studio.steps_api, ("ten",)),
-        (studio.sheet_api, ("9-0",)),
-        (studio.change_api, ("7", "ten")),
-        (studio.morph_api, ("7", 1, -1)),
-        (studio.finish_api, ([0], "7")),
+        (drawing.draw_api, ("ten",)),
+        (drawing.steps_api, ("ten",)),
+        (drawing.sheet_api, ("9-0",)),
+        (drawing.change_api, ("7", "ten")),
+        (drawing.morph_api, ("7", 1, -1)),
+        (drawing.finish_api, ([0], "7")),
     )
     for function, values in bad:
-        with pytest.raises(app.gr.Error):
+        with pytest.raises(ValueError, match="must be"):
             function(*values)
     assert calls == []
-    assert np.array(studio.draw_api("7", 1, 1, 1.0)).shape == (28, 28)
-    assert len(studio.sheet_api("7", 3, 1, 1, 1.0)["images"]) == 3
-    assert list(studio.steps_api("7", 1, 1.0)) == ["1", "2", "4", "8", "16", "32"]
-    assert len(studio.change_api("7", "8", 1, [0.5, 0.1], 1)) == 2
-    assert len(studio.morph_api("7", 1, 2, 3, 1)) == 3
-    assert np.array(studio.finish_api([0] * 784, "7", steps=1)).shape == (28, 28)
-    assert studio.paths_tab(["7", 1, 1, 1.0])["digits"] == ["7"]
+    assert np.array(drawing.draw_api("7", 1, 1, 1.0)).shape == (28, 28)
+    assert len(drawing.sheet_api("7", 3, 1, 1, 1.0)["images"]) == 3
+    assert list(drawing.steps_api("7", 1, 1.0)) == ["1", "2", "4", "8", "16", "32"]
+    assert len(drawing.change_api("7", "8", 1, [0.5, 0.1], 1)) == 2
+    assert len(drawing.morph_api("7", 1, 2, 3, 1)) == 3
+    assert np.array(drawing.finish_api([0] * 784, "7", steps=1)).shape == (28, 28)
+    assert drawing.paths_tab(["7", 1, 1, 1.0])["digits"] == ["7"]
     assert calls == ["whole", "batches", "batches", "film", "film", "whole", "film"]
 
 
@@ -787,7 +788,7 @@ def test_only_checked_values_reach_the_gpu(monkeypatch):
 @pytest.fixture
 def served(bundled):
     """The page in this process, with the bundled weights: its address."""
-    page = app.build(app.Studio(bundled))
+    page = app.build(studio.Studio(bundled, listened=app.listened))
     _, url, _ = app.serve(page, prevent_thread_lock=True, quiet=True)
     yield url.rstrip("/")
     page.close()
@@ -829,7 +830,7 @@ def test_who_waits_for_another_sheet_is_told_so(visit):
 
 def counted(monkeypatch, name: str) -> list:
     """The steps that a function of `sampling` takes from now on, one item each."""
-    steps, whole = [], getattr(app.sampling, name)
+    steps, whole = [], getattr(sampling, name)
 
     def function(*arguments):
         *arguments, turn = arguments
@@ -842,7 +843,7 @@ def counted(monkeypatch, name: str) -> list:
 
         return whole(*arguments, counting)
 
-    monkeypatch.setattr(app.sampling, name, function)
+    monkeypatch.setattr(sampling, name, function)
     return steps
 
 
@@ -864,21 +865,21 @@ def test_an_abandoned_sheet_stops_at_its_next_step(chromium, served, monkeypatch
 def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypatch):
     """Its columns disappear, and the new one begins."""
     steps = counted(monkeypatch, "compare_steps")
-    hold, passed = threading.Event(), app.wanted
+    hold, passed = threading.Event(), studio.Studio.wanted
 
     @contextmanager
-    def slowly():
-        with passed():
+    def slowly(self):
+        with passed(self):
             if len(steps) > 3:
                 hold.wait(60)
             yield
 
-    monkeypatch.setattr(app, "wanted", slowly)
+    monkeypatch.setattr(studio.Studio, "wanted", slowly)
     page = chromium.new_page(viewport={"width": 1100, "height": 2400})
     page.goto(served)
     page.get_by_role("tab", name="Why it works").click()
     page.wait_for_function("document.querySelectorAll('digit-steps canvas').length > 0")
-    monkeypatch.setattr(app, "wanted", passed)
+    monkeypatch.setattr(studio.Studio, "wanted", passed)
     page.locator("#panel summary").click()
     page.locator("#panel input[name=guidance]").fill("2")
     page.wait_for_function("document.querySelector('digit-steps').parentElement.classList.contains('stale')")
@@ -892,7 +893,7 @@ def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypa
 def test_foreign_class_names_fit(chromium):
     names = ("T-shirt", "Ankle boot", "x" * 60, *map(str, range(7)))
     network = DiT(width=32, depth=1, heads=2, classes=10, class_names=names).requires_grad_(False)
-    page = app.build(app.Studio(weights.Weights(network, SamplingConfig(), "here", {})))
+    page = app.build(studio.Studio(weights.Weights(network, SamplingConfig(), "here", {})))
     _, url, _ = app.serve(page, prevent_thread_lock=True, quiet=True)
     tab = chromium.new_page(viewport={"width": 375, "height": 667})
     tab.goto(url)
@@ -920,8 +921,8 @@ def test_foreign_class_names_fit(chromium):
     ],
 )
 def test_a_link_is_clamped_never_an_error(query, expected):
-    start = {**app.START, "steps": STEPS, "guidance": 1.0}
-    assert tuple(app.from_link(query, start).values()) == expected
+    start = {**studio.START, "steps": STEPS, "guidance": 1.0}
+    assert tuple(studio.from_link(query, start).values()) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from model import export, images, page, sampling, weights
+from model import export, images, sampling, weights
 from model.common import sha256
 from model.dit import DiT
+from model.page.studio import START
 from model.web import site
 
 
@@ -57,7 +58,7 @@ def test_classes_ranges_and_defaults_come_from_python(tmp_path):
     found = settings(tmp_path / "site")
     assert found["classes"] == list(network.class_names)
     assert found["sampling"] == {"steps": 5, "guidance": 1.5, "time_shift": 2}
-    assert found["start"] == page.START
+    assert found["start"] == START
     assert found["most"] == {"steps": 50, "guidance": 5, "seed": 2**31 - 1, "number": 16, "sheet": 400}
     assert tuple(found["stepCounts"]) == sampling.STEP_COUNTS
     assert found["weights"] == part(tmp_path / "site", "weights-").name

@@ -1,4 +1,4 @@
-"""What commands and libraries share: errors as one sentence, files that are whole or absent, hashes, the commit."""
+"""Shared by commands and libraries: errors as one sentence, atomic writes, hashes, the commit."""
 
 import argparse
 import hashlib
@@ -29,8 +29,8 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def masked(text) -> str:
-    """A text or an error as one line that may be shown: without the credentials of URLs, the Hub's tokens and control
-    characters."""
+    """A text or an error as one line that is safe to show: credentials in URLs and the Hub's tokens are masked, control
+    characters replaced."""
     if isinstance(text, OSError) and text.strerror:  # str() would begin with the number of the error
         text = f"{text.filename}: {text.strerror}" if text.filename else text.strerror
     line = re.sub(r"(?<=//)[^/\s]+@", "***@", " ".join(str(text).split()))
@@ -52,7 +52,7 @@ def sentence_on_error(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system name `path` instead of the temporary file beside it."""
+    """Make an OSError name `path` instead of the temporary file beside it."""
     try:
         yield
     except OSError as error:
@@ -94,9 +94,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def python(*words) -> str:
-    """A line for a shell that runs this interpreter with `words`, all of it quoted.
+    """A shell command, properly quoted, that runs this interpreter with `words`.
 
-    The interpreter is `python` where that is this one, else its path, relative inside the current folder.
+    The interpreter is called `python` where that is the one that runs, else by its path, relative to the current folder
+    if it lies inside.
     """
     here = Path(sys.executable)
     first = shutil.which("python")

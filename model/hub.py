@@ -26,7 +26,7 @@ from model.common import masked
 DECISION_SECONDS = 6.0  # for the commit and the first small files; a slower Hub counts as unreachable
 DOWNLOAD_SECONDS = 300.0  # for all files
 
-NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)  # answers, no faults
+NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)  # answers of the Hub, not faults
 # RuntimeError is raised by Xet and by uploads in several threads.
 CLIENT_ERRORS = (HTTPError, OSError, RevisionResolutionError, json.JSONDecodeError, RuntimeError)
 

@@ -1,11 +1,12 @@
 """Weights: from a folder or a Hub repository to a network that is ready to draw, and back into a folder.
 
 A folder of weights holds `config.json` (the arguments of `DiT`), `model.safetensors` (float16), `sampling.json` (the
-defaults to draw with) and `metrics.json`, which keeps the sha256 of the tensors: a flipped byte would load silently.
+defaults to draw with) and `metrics.json`, which keeps the sha256 of the first two: a flipped byte would load silently.
 """
 
 import contextlib
 import copy
+import hashlib
 import inspect
 import json
 import os
@@ -56,7 +57,8 @@ RECORDS = {"sha256": {...: str}, "training": TRAINING, "evaluation": ROW, "sweep
 class Weights:
     """A network with its weights, how to draw with it, and where it came from.
 
-    `source` is for people to read. `notice` is "", or says why these are the bundled weights and not those asked for.
+    `source` is a description for people. `notice` is "", or says why these are the bundled weights and not those asked
+    for.
     """
 
     network: DiT
@@ -125,11 +127,18 @@ def read(folder: Path) -> Weights:
         raise damaged(folder / TENSORS, "damaged or truncated") from None
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise ValueError(f"{folder / TENSORS} holds numbers that are not finite")
+    if metrics.get("sha256", {}).get("config", digest(config)) != digest(config):
+        raise ValueError(f"{folder / CONFIG} is not the configuration that {METRICS} names by sha256; put that back")
     return Weights(network, sampling, str(folder), metrics)
 
 
+def digest(config: dict) -> str:
+    """The sha256 of a configuration whatever its layout and line ends, which git may change."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: Path) -> dict:
-    """The object in a JSON file, {} where there is no such file; raises ValueError for anything else."""
+    """The object in a JSON file, or {} if there is no such file; raises ValueError for anything else."""
     try:
         if path.is_file() and path.stat().st_size > LARGEST:
             raise ValueError
@@ -169,9 +178,9 @@ def read_sampling(folder: Path, older: dict) -> SamplingConfig:
 
 
 def build(path: Path, config: dict) -> DiT:
-    """`DiT(**config)`, still without the tensors of a file whose header says that it holds exactly those.
+    """`DiT(**config)`, after a check that its tensors are exactly those in the header of the file; they are not loaded.
 
-    Raises ValueError otherwise. No network is built for a file that is too small for it: a block has more than
+    Raises ValueError if they are not. No network is built for a file that is too small for it: a block has more than
     10·width² parameters of two bytes.
     """
     with safe_open(path, "pt") as file:
@@ -209,7 +218,7 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) ->
             raise OSError(f"no weights can be written to {folder}: {error}") from None
         (new / "README.md").unlink(missing_ok=True)  # the mixin's generic card
         (new / SAMPLING).write_text(json.dumps(asdict(sampling), indent=2) + "\n", encoding="utf-8")
-        hashes = {TENSORS: sha256(new / TENSORS)}  # not of text, whose line ends git may change
+        hashes = {TENSORS: sha256(new / TENSORS), "config": digest(read_json(new / CONFIG))}
         (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n", encoding="utf-8")
 
 

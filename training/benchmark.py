@@ -1,4 +1,4 @@
-"""Command: how fast this machine trains, beside the same step in plain eager float32. `python -m training.benchmark`"""
+"""Command: how fast this machine trains, compared with plain eager float32. `python -m training.benchmark`"""
 
 import argparse
 import gc

@@ -15,7 +15,7 @@ NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save(folder: Path, state: dict) -> None:
-    """Make `state` the newest checkpoint of a run folder; at every moment at least one whole checkpoint exists.
+    """Make `state` the newest checkpoint of a run folder; at every moment at least one intact checkpoint exists.
 
     Raises OSError where it cannot be written; existing checkpoints stay as they are.
     """
@@ -48,21 +48,21 @@ def flush(folder: Path) -> None:
 
 
 def load(folder: Path, accept: Callable[[object], None] = lambda state: None) -> tuple[dict, str]:
-    """The newest whole checkpoint of a run folder that `accept` takes, on the CPU, and a sentence about any newer one
+    """The newest intact checkpoint of a run folder that `accept` takes, on the CPU, and a sentence about any newer one
     (or "").
 
-    `accept` raises ValueError for a state that it does not take; so does this where it takes none.
-    Raises OSError when none is whole.
+    `accept` raises ValueError for a state that it rejects, and so does this function if it rejects all of them. Raises
+    OSError if no checkpoint is intact.
     """
     rejected, notice, reason = [], "", ""
-    for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is whole after a kill just before its renaming
+    for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is left by a kill just before its renaming
         path = folder / name
         if not path.exists():
             continue
         try:
             state = read(path)
             accept(state)
-        except OSError:  # it may be whole, and readable later
+        except OSError:  # it may be intact, and readable later
             notice = notice or f"{path} is damaged"
         except zipfile.BadZipFile:
             rejected.append(path)
@@ -72,13 +72,13 @@ def load(folder: Path, accept: Callable[[object], None] = lambda state: None) ->
             reason = reason or str(error)  # the error itself would keep its frames, and with them the lock, alive
             notice = notice or str(error)
         else:
-            for other in rejected:  # saving would otherwise let it replace the whole one
+            for other in rejected:  # the next save would otherwise replace the intact one by it
                 with suppress(FileNotFoundError):  # another process of this run was faster
                     os.replace(other, other.with_name(other.name + ".damaged"))
             return state, notice and f"{notice}; continuing from the previous checkpoint."
     if reason:
         raise ValueError(reason)
-    raise OSError(f"{folder} holds no whole checkpoint to resume from")
+    raise OSError(f"{folder} holds no intact checkpoint to resume from")
 
 
 def read(path: Path):

@@ -26,9 +26,9 @@ NAMES = {  # of their ten classes
 
 
 def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Pixels, labels and the names of the classes: a built-in set with `blanks` blank images of each kind, or own
-    images from the path `name`, which have no blank classes.
+    """Pixels, labels and the names of the classes.
 
+    A built-in set gets `blanks` all-black and as many all-white images; your own images, in the path `name`, get none.
     Raises OSError or ValueError, in one sentence, for data that is missing, damaged or of another kind.
     """
     if name in DATASETS:
@@ -63,7 +63,7 @@ def load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.
 
 
 def check_whole(path: Path, dimensions: int) -> None:
-    """Raise ValueError unless an IDX file of bytes is as long as its header says (torchvision takes it for whole)."""
+    """Raise ValueError unless an IDX file of bytes is as long as its header says (torchvision does not check)."""
     with open(path, "rb") as file:
         header = file.read(4 + 4 * dimensions)
     shape = struct.unpack(f">{dimensions}I", header[4:].ljust(4 * dimensions, b"\xff"))
@@ -118,8 +118,8 @@ class Batches:
         null_label: int,
         seed: int,
         device: torch.device,
-        rank=0,
-        world=1,
+        rank: int = 0,
+        world: int = 1,
     ):
         if batch > len(pixels):
             raise ValueError(f"batch {batch} is larger than the data set of {len(pixels)} images")
@@ -127,13 +127,8 @@ class Batches:
             raise ValueError(f"batch {batch} is not divisible by the {world} processes")
         self.local_slice = slice(rank * batch // world, (rank + 1) * batch // world)
         self.pixels, self.labels = pixels.to(device), labels.to(device)
-        self.batch, self.label_drop, self.null_label, self.seed, self.device = (
-            batch,
-            label_drop,
-            null_label,
-            seed,
-            device,
-        )
+        self.batch, self.label_drop, self.null_label = batch, label_drop, null_label
+        self.seed, self.device = seed, device
         self.epoch, self.order = None, None
 
     @property

@@ -1,4 +1,4 @@
-"""Several processes for one run, started by torchrun; without it, one process that is rank 0 of 1."""
+"""Training in several processes, which torchrun starts; without it there is one process, rank 0 of 1."""
 
 import os
 
@@ -56,14 +56,10 @@ def world_size() -> int:
 
 
 def launcher() -> str:
-    """The beginning of the command that starts as many processes again."""
+    """The beginning of a command that starts the same number of processes again."""
     if not joined():
         return python()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torchrun = python("-m", "torch.distributed.run")
-    if here == world_size():
-        return f"{torchrun} --nproc_per_node={here}"
-    return f"{torchrun} --nnodes={world_size() // here} --nproc_per_node={here} …"
+    return python("-m", "torch.distributed.run", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}")
 
 
 def barrier() -> None:

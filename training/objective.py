@@ -1,4 +1,4 @@
-"""What a step minimizes and how it moves: the loss, the learning-rate schedule, the moving average of the weights."""
+"""The training objective: the loss, the learning-rate schedule and the moving average of the weights."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,10 @@ from training.config import Config
 
 
 def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16: bool = True) -> Callable:
-    """The mean squared error on the velocity, as a function of the fields of a `data.Batch`; in bfloat16 where
-    supported."""
+    """The mean squared error of the velocity, as a function of the fields of a `data.Batch`.
+
+    The network computes in bfloat16 where the device has it.
+    """
 
     def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from model import check
 from model.images import SIZE
 
-MAX_IMAGES, MAX_BYTES = 500_000, 2**30
+MAX_IMAGES = 500_000  # in a folder
+MAX_BYTES = 2**30  # of the arrays of an .npz, more than a million images
 GREY_OR_COLOUR = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}  # 8 bits per channel
 
 
@@ -50,26 +51,11 @@ def read_folder(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...
 
 
 def read_npz(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:
-    """The `images` uint8 `[N, H, W]` and `labels` `[N]` of an .npz.
+    """The images and labels of an .npz.
 
-    The labels count in its `classes`, a list of names; without that, each label that occurs names a class.
+    The labels are places in its `classes`, a list of names; without that, each label that occurs names a class.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(part.file_size for part in archive.infolist())
-        if size <= MAX_BYTES:
-            with np.load(path, allow_pickle=False) as archive:
-                images, labels, names = archive["images"], archive["labels"], archive.get("classes")
-    except (KeyError, TypeError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(f"{path} is not an .npz with images and labels") from None
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read")
-    if images.dtype != np.uint8 or images.ndim != 3 or not 0 < len(images) <= MAX_IMAGES or not images.size:
-        raise ValueError(
-            f"images must be uint8 [N, H, W], at most {MAX_IMAGES:,}, not {images.dtype} {list(images.shape)}"
-        )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be whole numbers [{len(images)}], not {labels.dtype} {list(labels.shape)}")
+    images, labels, names = read_arrays(path)
     if names is None:
         names, labels = np.unique(labels, return_inverse=True)
     elif names.dtype.kind != "U" or names.ndim != 1 or labels.min() < 0 or labels.max() >= len(names):
@@ -78,8 +64,32 @@ def read_npz(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:
     return pixels, labels.tolist(), tuple(map(str, names))
 
 
+def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """`images` uint8 `[N, H, W]`, `labels` of whole numbers `[N]` and, where there are any, `classes` of an .npz.
+
+    Raises ValueError or OSError, in one sentence, for a file that is not an .npz of these, or too large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size <= MAX_BYTES:
+            with np.load(path, allow_pickle=False) as archive:
+                images, labels, classes = archive["images"], archive["labels"], archive.get("classes")
+    except (KeyError, TypeError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{path} is not an .npz with images and labels") from None
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read")
+    if images.dtype != np.uint8 or images.ndim != 3 or not images.size:
+        raise ValueError(f"images must be uint8 [N, H, W], not {images.dtype} {list(images.shape)}")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels must be whole numbers [{len(images)}], one per image, not {labels.dtype} {list(labels.shape)}"
+        )
+    return images, labels, classes
+
+
 def opened(path: Path) -> np.ndarray:
-    """An image file as uint8 `[28, 28]`; raises ValueError for one that is damaged, too large or of another depth."""
+    """An image file as uint8 `[28, 28]`; raises ValueError if it is damaged, too large or of another bit depth."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS or image.mode not in GREY_OR_COLOUR:
@@ -89,8 +99,8 @@ def opened(path: Path) -> np.ndarray:
         raise
     except Exception:  # a damaged image may raise anything
         raise ValueError(
-            f"{path} is no whole image of 8 bits per channel and at most {Image.MAX_IMAGE_PIXELS:,} pixels; "
-            "replace it, or take it out"
+            f"{path} is not an intact image with 8 bits per channel and at most {Image.MAX_IMAGE_PIXELS:,} pixels; "
+            "replace or remove it"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its logs, its pictures. Of several processes only the first writes anything."""
+"""The folder of a run: its lock, its logs, its pictures. With several processes, only the first one writes."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from training.measure import plots
 RUNS = Path("runs")
 CONFIG, HISTORY, METRICS, WEIGHTS = "config.json", "history.jsonl", "metrics.jsonl", "weights"
 FILM = "previews.gif"  # the last that a run writes
-FIELDS = {  # what is read again from the lines of a log
+FIELDS = {  # required in every line of a log, with their types
     HISTORY: {"commit": str, "device": str, "torch": str},
     METRICS: {"step": int, "images": int, "loss": float | None},
 }
 
 
 def quoted(path: Path) -> str:
-    """A path as a word of a shell."""
+    """A path quoted for the shell."""
     return shlex.quote(str(path))
 
 
@@ -47,8 +47,7 @@ class RunFolder:
             )
 
     def create(self) -> None:
-        """Claim a folder for a new run, without what a start left there that was killed before it wrote a
-        configuration."""
+        """Claim the folder for a new run; removes the history of a start that was killed before there was a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.claim()
         self.check_free()
@@ -80,7 +79,7 @@ class RunFolder:
             self.lock.release()
 
     def inode(self) -> int | None:
-        """Identifies the lock file: another one may be there under the same name by now."""
+        """The identity of the lock file: another one may have taken its place under the same name."""
         try:
             return (self.path / ".lock").stat().st_ino
         except FileNotFoundError:
@@ -89,11 +88,6 @@ class RunFolder:
     def is_lost(self) -> bool:
         """Whether the folder is gone, or belongs to a later run."""
         return self.writes and self.inode() != self.lock_inode
-
-    def check_lock(self) -> None:
-        """Raise OSError where the folder is lost."""
-        if self.is_lost():
-            raise OSError(f"{self.path} no longer belongs to this run")
 
     # ---- logs
 
@@ -104,16 +98,16 @@ class RunFolder:
                 file.write(json.dumps(row) + "\n")
 
     def rows(self, name: str) -> list[dict]:
-        """The lines of a .jsonl file, without those that are torn or not of this trainer."""
-        return [row for row in map(parsed, self.lines(name)) if has_fields(row, FIELDS[name])]
+        """The rows of a .jsonl file; lines that are torn or not written by this trainer are left out."""
+        return [row for line in self.lines(name) if (row := parsed(line, FIELDS[name]))]
 
     def lines(self, name: str) -> list[bytes]:
         log = self.path / name
         return log.read_bytes().splitlines() if log.exists() else []
 
     def clean_logs(self, step: int) -> None:
-        """Drop the unreadable lines of both logs, with a word, and those of metrics.jsonl after the step that the run
-        resumes from."""
+        """Drop the unreadable lines of both logs, and say so, and the lines of metrics.jsonl after the step that the
+        run resumes from."""
         for name in (HISTORY, METRICS) if self.writes else ():
             rows = self.rows(name)
             if dropped := len(self.lines(name)) - len(rows):
@@ -150,14 +144,10 @@ class RunFolder:
         plots.growth(self.path / FILM, sorted((self.path / "previews").glob("[0-9]*.png")))
 
 
-def parsed(line: bytes):
-    """The content of a line of JSON, None for anything else."""
+def parsed(line: bytes, fields: dict) -> dict | None:
+    """The object in a line of JSON, if it has fields of these types; None for anything else."""
     try:
-        return json.loads(line.decode())
-    except (ValueError, RecursionError):
+        row = json.loads(line.decode())
+        return row if all(isinstance(row[name], kind) for name, kind in fields.items()) else None
+    except (ValueError, RecursionError, TypeError, KeyError):
         return None
-
-
-def has_fields(row, fields: dict) -> bool:
-    """Whether a row is an object with values of these types."""
-    return isinstance(row, dict) and all(name in row and isinstance(row[name], kind) for name, kind in fields.items())

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from model import check, weights
-from model.common import python, sentence_on_error
+from model.common import masked, python, sentence_on_error
 from model.device import peak_memory
 from training import distributed
 from training.config import NETWORK, PRESETS, RESUMABLE, Config, add_options
@@ -101,14 +101,10 @@ def train(run: Trainer) -> int:
     try:
         run.train()
     except OSError as error:
+        reason = f"{masked(error)}; fix that and continue with --resume {quoted(folder.path)}"
         if folder.is_lost():
-            raise OSError(
-                f"stopped at step {run.step}, because {folder.path} is gone, or belongs to another run by now"
-            ) from None
-        reason = " ".join(str(error).split())
-        raise OSError(
-            f"stopped at step {run.step}, {reason}; fix that and continue with --resume {quoted(folder.path)}"
-        ) from None
+            reason = f"because {folder.path} is gone, or belongs to another run by now"
+        raise OSError(f"stopped at step {run.step}, {reason}") from None
     finally:
         for number, before in handlers.items():
             signal.signal(number, before)

@@ -49,11 +49,7 @@ class Trainer:
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.initialized_from = initial and initial.metrics.get("training")
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.lr,
-            betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
+            self.network.parameters(), config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
         self.step, self.seconds = 0, 0.0
         self.loss_sum = torch.zeros((), device=self.device)  # since the last log line
@@ -105,7 +101,8 @@ class Trainer:
             self.preview()
         while self.step < self.total and not self.must_stop():
             norm = self.advance()
-            self.folder.check_lock()
+            if self.folder.is_lost():
+                raise OSError
             now = time.monotonic()
             self.seconds = seconds_before + now - started
             bar.update(config.batch)
@@ -217,12 +214,12 @@ class Trainer:
         if not self.folder.writes:
             return
         checkpoint.save(self.folder.path, self.state())
-        # Weights of this step may have been measured meanwhile; those of step 0 may be of a start that was killed.
+        # Weights of this step may hold measurements by now; those of step 0 may be left by a start that was killed.
         if not self.step or self.folder.saved_weights_step() != self.step:
             weights.save(self.ema, self.folder.path / WEIGHTS, self.sampling, {"training": self.summary()})
 
     def restore(self) -> None:
-        """Return to the newest checkpoint of the folder that is whole and of this run, and clean its logs.
+        """Return to the newest intact checkpoint of this run in the folder, and clean its logs.
 
         Raises ValueError where there are only checkpoints of another run or other images, OSError where there is none.
         """
@@ -272,7 +269,7 @@ class Trainer:
         distributed.barrier()
 
     def summary(self) -> dict:
-        """The training record that goes with the weights; what differed between the starts of a run is listed."""
+        """The training record saved with the weights; where the starts of a run differ, it lists all values."""
         starts = self.folder.rows(HISTORY)
         return {
             "data": self.config.data,

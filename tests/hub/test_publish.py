@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from urllib.request import urlopen
 
 import pytest
@@ -288,13 +286,6 @@ def test_after_a_lost_answer_the_second_push_finds_everything_there(worker, hub)
     hub.faults = [Fault(r"GET /api/models/me/tiny", "cut", times=1)]
     assert publish(worker, "weights", "me/tiny").status == 2
     assert "nothing has changed" in publish(worker, "weights", "me/tiny").out
-
-
-def test_the_command_itself_ends_with_status_2_and_one_line(house, hub, tmp_path):
-    variables = environment(hub.address, tmp_path) | {"HF_TOKEN": "hf_reader", "PYTHONPATH": str(house)}
-    command = [sys.executable, "-m", "training.publish", "weights", "me/tiny"]
-    run = subprocess.run(command, cwd=house, env=variables, capture_output=True, text=True, timeout=300)
-    assert_sentence(run, PUBLISH, "me/tiny was not published: ")
 
 
 # ---- Spaces

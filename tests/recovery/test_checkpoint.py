@@ -34,7 +34,7 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path):
     (tmp_path / "checkpoint.previous.pt").rename(tmp_path / "checkpoint.pt.new")  # a kill just before the renaming
     assert checkpoint.load(tmp_path)[0]["step"] == 1
     (tmp_path / "checkpoint.pt.new").unlink()
-    with pytest.raises(OSError, match="no whole checkpoint"):
+    with pytest.raises(OSError, match="no intact checkpoint"):
         checkpoint.load(tmp_path)
 
 

@@ -460,7 +460,7 @@ BAD = {
     "unequal": ({"labels": np.zeros(299, np.int64)}, "whole numbers [300], one per image, not int64 [299]"),
     "empty": (
         {"images": np.zeros((0, 28, 28), np.uint8), "labels": np.zeros(0, np.int64)},
-        "0 digits of the classes 0 to 9 are too few",
+        "images must be uint8 [N, H, W], not uint8 [0, 28, 28]",
     ),
     "few": ({"images": np.zeros((200, 28, 28), np.uint8), "labels": np.zeros(200, np.int64)}, "200 digits"),
     "blanks": ({"labels": np.full(300, 10)}, "0 digits of the classes 0 to 9 are too few"),

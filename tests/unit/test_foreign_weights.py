@@ -18,7 +18,8 @@ from model.common import masked, replacing, replacing_folder, sha256
 from model.dit import MAX_SIZE, DiT
 from training.measure import extractor, reference
 from training.measure.evaluation import Results
-from training.measure.samples import LARGEST, read_samples
+from training.measure.samples import read_samples
+from training.own_images import MAX_BYTES
 from training.release import upload
 from training.release.card import card, is_default, results_table
 
@@ -47,7 +48,8 @@ def refused(call, *arguments, words: str = "") -> str:
 
 def test_only_the_tensors_are_hashed_whatever_metrics_say(small, small_weights, monkeypatch):
     hashes = json.loads((small_weights / "metrics.json").read_text(encoding="utf-8"))["sha256"]
-    assert hashes == {"model.safetensors": sha256(small_weights / "model.safetensors")}
+    assert hashes.keys() == {"model.safetensors", "config"}
+    assert hashes["model.safetensors"] == sha256(small_weights / "model.safetensors")
     foreign = {"/dev/zero": "x", "../../etc/passwd": "x", "config.json": "the hash of older folders"}
     edit(small_weights, sha256={**hashes, **foreign})
     read = []
@@ -262,8 +264,8 @@ def bomb(path: Path, shape: tuple, dtype: str = "|u1", size: int = 0) -> Path:
 
 
 def test_an_archive_is_not_unpacked_before_its_size_is_known(tmp_path, monkeypatch):
-    assert LARGEST > 784 * 1_000_000 + 8_000_000 + 1000  # the most that model.generate writes
-    monkeypatch.setattr("training.measure.samples.LARGEST", 2**21)
+    assert MAX_BYTES > 784 * 1_000_000 + 8_000_000 + 1000  # the most that model.generate writes
+    monkeypatch.setattr("training.own_images.MAX_BYTES", 2**21)
     path = bomb(tmp_path / "a.npz", (4096, 28, 28), size=4 * 2**20)
     monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail("it is read"))
     refused(read_samples, path, words=r"unpacks to .* bytes")
@@ -293,7 +295,7 @@ def test_a_distortion_is_named(monkeypatch, distorted):
     real.extractor = None
     doubt = real.doubt(given, labels)
     assert (f"they look {distorted}" in doubt) if distorted else doubt == ""
-    assert "no digits" in real.doubt(pixels, labels.flip(0))
+    assert "they may not be digits" in real.doubt(pixels, labels.flip(0))
 
 
 def read(pixels):

@@ -86,14 +86,14 @@ def test_images_that_cannot_be_read_are_named(pets, monkeypatch):
     good = path.read_bytes()
     for broken in (b"no image", good[: len(good) // 2], b"GIF89a" + bytes(7)):
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"cat/0\.png is no whole image"):
+        with pytest.raises(ValueError, match=r"cat/0\.png is not an intact image"):
             own_images.read(pets)
     Image.fromarray(np.full((28, 28), 40_000, dtype=np.uint16)).save(path)  # Pillow would make it white
-    with pytest.raises(ValueError, match=r"cat/0\.png is no whole image of 8 bits"):
+    with pytest.raises(ValueError, match=r"cat/0\.png is not an intact image with 8 bits"):
         own_images.read(pets)
     path.write_bytes(good)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 800)
-    with pytest.raises(ValueError, match=r"my dog/more/0\.PNG is no whole image .* at most 800 pixels"):
+    with pytest.raises(ValueError, match=r"my dog/more/0\.PNG is not an intact image .* at most 800 pixels"):
         own_images.read(pets)
 
 

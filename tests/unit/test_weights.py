@@ -111,11 +111,15 @@ def test_bad_sampling_defaults_are_refused_in_one_sentence(small_weights, text, 
     assert "\n" not in str(caught.value)
 
 
+def edit_config(folder, **changed) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+
+
 def old_config(folder, **moved) -> None:
     """Make a folder look as before there was a sampling.json: what `moved` there is in config.json, with its hash."""
     (folder / "sampling.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **moved}))
+    edit_config(folder, **moved)
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["sha256"]["config.json"] = sha256(folder / "config.json")
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -188,6 +192,11 @@ DAMAGE = {
         lambda folder: [(folder / "config.json").write_text('{"hidden_size": 64}'), (folder / "metrics.json").unlink()],
         "not of this network: unknown 'hidden_size'",
     ),
+    "another pixel mean": (lambda folder: edit_config(folder, pixel_mean=0.25), "config.json is not the configuration"),
+    "another class name": (
+        lambda folder: edit_config(folder, class_names=[*"012345678", "nine", "black", "white"]),
+        "config.json is not the configuration",
+    ),
     "a configuration that is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
@@ -225,7 +234,7 @@ def test_damaged_weights_fall_back_to_the_bundled_ones(small_weights, tmp_path, 
 
 def test_bundled_weights_are_those_of_their_metrics():
     loaded = weights.read(weights.BUNDLED)
-    assert set(loaded.metrics["sha256"]) == {"model.safetensors"}
+    assert set(loaded.metrics["sha256"]) == {"model.safetensors", "config"}
     assert sum(parameter.numel() for parameter in loaded.network.parameters()) == 5_858_948
     assert loaded.network.null_label == 12
     assert json.loads((weights.BUNDLED / "sampling.json").read_text()) == asdict(loaded.sampling)

@@ -1,1 +1,1 @@
-"""What the digits are worth: metrics, the real digits beside them, plots."""
+"""Measuring digits: metrics, the real digits to compare with, and plots."""

@@ -21,7 +21,7 @@ SWEEPS = ("steps", "guidance", "shift")
 PARTS = ("headline", "cas", *SWEEPS)
 STEPS = (1, 2, 3, 4, 8, 16, 20, 32)
 SCALES = (0.0, 0.5, 0.9, 1.0, 1.1, 1.15, 1.25, 1.5, 2.0)
-SHIFTS, SHIFT_STEPS = (1.0, 2.5), (2, 4, 8)  # beside the shift of the weights
+SHIFTS, SHIFT_STEPS = (1.0, 2.5), (2, 4, 8)  # besides the shift of the weights
 MOST = 10_000  # digits, as many as the real test set has
 SWEEP_COUNT, CAS_COUNT = {"cuda": 10_000, "other": 2_000}, {"cuda": 60_000, "other": 10_000}  # digits
 BLANKS = 50  # black images, and white ones
@@ -73,6 +73,10 @@ def rounded(row: dict) -> dict:
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
+def rounded_pair(drawn: dict, real: dict) -> dict:
+    return {"drawn": rounded(drawn), "real": rounded(real)}
+
+
 class Evaluation:
     """Measures one set of samples. Its `settings` determine the figures of a row, so no row is measured twice."""
 
@@ -90,7 +94,7 @@ class Evaluation:
         self.drawn = {}  # digits by their drawing: CAS may reuse those of the headline
 
     def row(self, part: str, measure: Callable, fresh: bool = False, **changed) -> dict:
-        """The row with what is `changed` in the drawing: the saved one, or drawn, measured and saved now."""
+        """The saved row with what is `changed` in the drawing; a missing one is drawn, measured and saved now."""
         drawing = {**self.drawing, **changed}
         drawing["count"] = min(drawing["count"], self.samples.available)
         notes = self.reference.notes
@@ -118,11 +122,8 @@ class Evaluation:
         self.results.put(part, row)
         return row
 
-    def headline(self, fresh: bool = False) -> None:
-        """The row of all metrics, with the sheet of samples and the nearest neighbours."""
-        self.row("evaluation", self.all_metrics, fresh)
-
     def all_metrics(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
+        """The figures of the headline row; also draws the sheet of samples and the nearest neighbours."""
         reference, device = self.reference, self.reference.device
         drawn, real = reference.compare(pixels, labels)
         training = reference.train.to(device)
@@ -132,7 +133,7 @@ class Evaluation:
         real.update(copies=copies["real_share"])
         plots.samples(self.out / "samples.png", pixels, labels)
         plots.neighbours(self.out / "neighbours.png", pixels, labels, distance.cpu(), reference.train[index.cpu()])
-        return {"drawn": rounded(drawn), "real": rounded(real), "blank": self.blank()}
+        return {**rounded_pair(drawn, real), "blank": self.blank()}
 
     def blank(self) -> dict:
         """The check of the black and white images, which no other metric looks at."""
@@ -145,8 +146,12 @@ class Evaluation:
         }
 
     def feature_metrics(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
-        drawn, real = self.reference.compare(pixels, labels)
-        return {"drawn": rounded(drawn), "real": rounded(real)}
+        """The figures of a sweep's row."""
+        return rounded_pair(*self.reference.compare(pixels, labels))
+
+    def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
+        """The figures of the row of the classification accuracy score."""
+        return rounded_pair(*self.reference.cas(pixels, labels))
 
     @check.complete(weights.METRICS)
     def sweep(self, over: str, count: int) -> None:
@@ -159,30 +164,20 @@ class Evaluation:
         rows = [self.row("sweeps", self.feature_metrics, count=count, **point) for point in points]
         plots.sweep(self.out / f"{over}.png", name, rows)
 
-    def cas(self, count: int) -> None:
-        """The row of the classification accuracy score."""
-
-        def measure(pixels, labels):
-            drawn, real = self.reference.cas(pixels, labels)
-            return {"drawn": rounded(drawn), "real": rounded(real)}
-
-        self.row("cas", measure, count=count)
-
     def run(self, parts: list[str], count: int | None = None, fresh_headline: bool = False) -> None:
-        """Measure these of `PARTS`, in that order; `count` digits each, by default as many as the device draws in
-        reasonable time."""
+        """Measure some of `PARTS` in their order, with `count` digits each; the default depends on the device."""
         where = "cuda" if self.reference.device.type == "cuda" else "other"
         for part in parts:
             if part == "headline":
-                self.headline(fresh_headline)
+                self.row("evaluation", self.all_metrics, fresh_headline)
             elif part == "cas":
-                self.cas(count or CAS_COUNT[where])
+                self.row("cas", self.cas, count=count or CAS_COUNT[where])
             else:
                 self.sweep(part, count or SWEEP_COUNT[where])
 
 
 def drawing_of(samples: GeneratedSamples | FileSamples, count: int, seed: int = 0, **asked) -> dict:
-    """The settings of a drawing: the sampling defaults of the weights with what is asked for; None each for a file."""
+    """The settings of a drawing: the weights' sampling defaults, updated by what is asked for; None for a file's."""
     none = dict.fromkeys(("steps", "guidance", "time_shift"))
     sampling = asdict(samples.sampling.updated(**asked)) if samples.sampling else none
     return {"count": count, "seed": seed, **sampling}

@@ -35,14 +35,12 @@ def convolution(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class Extractor(nn.Module):
-    """Six convolutions at three scales and a linear head; the features are the spatial means of the fourth's 128
-    channels.
+    """Six convolutions at three scales and a linear head.
 
+    The features are the spatial means of the fourth convolution's 128 channels.
     Later layers are unsuitable: a trained classifier collapses each class onto a point (Papyan et al., arXiv
     2008.08186). After the sixth convolution 8 % of the variance lies within classes, after the fourth 30 %.
     """
-
-    num_features = 128  # read by torchmetrics
 
     def __init__(self):
         super().__init__()
@@ -141,14 +139,14 @@ def load(device: torch.device | str = "cpu", path: Path = PATH) -> tuple[Extract
             notes = file.metadata()
         notes = {**notes, "accuracy": float(notes["accuracy"]), "sha256": sha256(path)}
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError):
-        raise weights.damaged(path, "damaged or no extractor") from None
+        raise weights.damaged(path, "damaged, or not an extractor") from None
     return extractor.to(device).eval().requires_grad_(False), notes
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.measure.extractor", description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=12, help="passes over the training set (default 12)")
-    parser.add_argument("--seed", type=int, default=0, help="names the initial weights and every draw (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and augmentation (default 0)")
     parser.add_argument(
         "--out", type=Path, default=PATH, help="the file to write (default training/measure/extractor.safetensors)"
     )

@@ -38,15 +38,15 @@ def samples(path: Path, pixels: torch.Tensor, labels: torch.Tensor, rows: int = 
         images.sheet(torch.stack(columns, 1).flatten(0, 1), columns=10, scale=3).save(new)
 
 
-def growth(path: Path, previews: list[Path], seconds: float = 6.0) -> None:
-    """The previews of a run as a looping GIF that pauses on the last; unreadable ones are left out."""
+def growth(path: Path, previews: list[Path]) -> None:
+    """The previews of a run as a looping GIF of six seconds that pauses on the last; unreadable ones are left out."""
     frames = []
     for preview in previews:
         with suppress(OSError, SyntaxError), Image.open(preview) as image:  # SyntaxError: a broken PNG
             frames.append(image.copy())
     if not frames:
         return
-    each = max(60, round(1000 * seconds / len(frames)))
+    each = max(60, round(6000 / len(frames)))
     with replacing(path) as new:
         frames[0].save(
             new, save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [2000], loop=0

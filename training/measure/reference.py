@@ -6,7 +6,7 @@ from training import data
 from training.measure import extractor, metrics
 from training.measure.samples import in_proportion
 
-# What digits may have gone through on their way into a file, uint8 `[N, 28, 28]`.
+# Mistakes often made when digits are written to a file, as functions of pixels uint8 `[N, 28, 28]`.
 DISTORTIONS = {
     "inverted (white where it should be black)": lambda pixels: 255 - pixels,
     "transposed (rows and columns exchanged)": lambda pixels: pixels.mT,
@@ -22,7 +22,7 @@ CAS_STEPS = 2350  # of 128 digits: five passes over 60,000
 
 
 class Reference:
-    """Features of the real training and test digits, and the metrics of any set of digits beside theirs."""
+    """The features of the real training and test digits, and the metrics of any set of digits compared with them."""
 
     def __init__(self, device: torch.device, data_root: str):
         self.device = device
@@ -40,7 +40,7 @@ class Reference:
         self.real_metrics = {}  # by count
 
     def compare(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
-        """Metrics of digits `[N, 28, 28]`, and those of as many real ones.
+        """The metrics of digits `[N, 28, 28]`, and those of the same number of real ones.
 
         The real ones are test digits against the training set, and for `fd_test` training digits against the test set.
         """
@@ -68,7 +68,7 @@ class Reference:
         return self.real_metrics[count]
 
     def doubt(self, pixels: torch.Tensor, labels: torch.Tensor) -> str:
-        """What digits `[N, 28, 28]` look like that are not what their labels say; "" where most of them are."""
+        """What seems to be wrong with digits `[N, 28, 28]`; "" where most of them are what their labels say."""
 
         def right(change) -> float:
             return extractor.accuracy(
@@ -79,12 +79,15 @@ class Reference:
             return ""
         accuracies = {name: right(change) for name, change in DISTORTIONS.items()}
         name = max(accuracies, key=accuracies.get)
-        look = f"they look {name}" if accuracies[name] >= CLEAR else "they may be no digits, or have other labels"
+        look = f"they look {name}" if accuracies[name] >= CLEAR else "they may not be digits, or the labels are wrong"
         return f"only {given:.0%} of these digits are read as their labels say; {look}"
 
     def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
-        """Classification accuracy score (Ravuri & Vinyals, arXiv 1905.10887): the accuracy on the real test set of a
-        classifier trained on these digits `[N, 28, 28]` only, and of one trained on as many real training digits."""
+        """Classification accuracy score (CAS; Ravuri & Vinyals, arXiv 1905.10887).
+
+        The accuracy on the real test set of a classifier trained only on these digits `[N, 28, 28]`, and that of one
+        trained on as many real training digits.
+        """
         scores = []
         for taught in ((pixels, labels), (self.train[: len(pixels)], self.train_labels[: len(pixels)])):
             classifier = extractor.fit(*taught, CAS_STEPS, self.device)

@@ -1,8 +1,6 @@
-"""The digits to measure: drawn by weights, or from somebody's file."""
+"""The digits to measure: drawn by weights, or read from a file."""
 
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,13 @@ from tqdm import tqdm
 from model import flow, images, weights
 from model.common import sha256
 from model.sampling import MNIST_HISTOGRAM, SamplingConfig, draw, parse_labels
+from training.own_images import read_arrays
 
-LARGEST = 2**30  # bytes of the arrays of an .npz, more than a million digits
 FEWEST = 256  # digits; fewer than twice the 128 features measure nothing
 
 
 class GeneratedSamples:
-    """Digits drawn by weights, as many and with whatever sampling configuration is asked for."""
+    """Digits drawn by weights on request, in any number and with any sampling configuration."""
 
     def __init__(self, where: str | None, device: torch.device):
         where = where or os.environ.get("WEIGHTS") or str(weights.BUNDLED)
@@ -27,12 +25,8 @@ class GeneratedSamples:
         loaded = weights.load(where, device)
         recorded = loaded.metrics.get("sha256", {}).get(weights.TENSORS)  # verified while loading
         self.sha256 = recorded or sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
-        self.network, self.name, self.sampler, self.sampling = (
-            loaded.network,
-            loaded.source,
-            flow.SAMPLER,
-            loaded.sampling,
-        )
+        self.network, self.sampling = loaded.network, loaded.sampling
+        self.name, self.sampler = loaded.source, flow.SAMPLER
         self.available = sum(MNIST_HISTOGRAM)
         self.metrics = {key: loaded.metrics[key] for key in ("training", "sha256") if key in loaded.metrics}
         data = loaded.metrics.get("training", {}).get("data", "mnist")
@@ -45,7 +39,7 @@ class GeneratedSamples:
         return self.draw(labels, seed, **sampling), labels
 
     def blanks(self, count: int, seed: int, **sampling) -> tuple[torch.Tensor, torch.Tensor]:
-        """`count` black and as many white images, and their labels; none where the network has no such classes."""
+        """`count` black and `count` white images, and their labels; none if the network has no such classes."""
         count = count if self.network.null_label > images.WHITE else 0
         labels = torch.tensor([images.BLACK, images.WHITE]).repeat(count)
         return self.draw(labels, seed, **sampling), labels
@@ -96,22 +90,9 @@ def in_proportion(pixels: torch.Tensor, labels: torch.Tensor, seed: int) -> tupl
 
 def read_samples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels uint8 `[N, 28, 28]` and labels int64 `[N]` of an `.npz`; raises ValueError or OSError, in one sentence."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(archive.getinfo(name).file_size for name in ("images.npy", "labels.npy"))
-        if size <= LARGEST:
-            with np.load(path, allow_pickle=False) as archive:
-                pixels, labels = archive["images"], archive["labels"]
-    except (KeyError, TypeError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(f"{path} is not an .npz with images and labels") from None
-    if size > LARGEST:
-        raise ValueError(f"{path} unpacks to {size:,} bytes; at most {LARGEST:,} are read")
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (images.SIZE, images.SIZE):
+    pixels, labels, _ = read_arrays(path)
+    if pixels.shape[1:] != (images.SIZE, images.SIZE):
         raise ValueError(f"images must be uint8 [N, 28, 28], not {pixels.dtype} {list(pixels.shape)}")
-    if labels.dtype.kind not in "iu" or labels.shape != pixels.shape[:1]:
-        raise ValueError(
-            f"labels must be whole numbers [{len(pixels)}], one per image, not {labels.dtype} {list(labels.shape)}"
-        )
     outside = labels[(labels < 0) | (labels >= len(images.CLASSES))]
     if outside.size:
         raise ValueError(f"labels must lie in 0..11, not {outside[0]}")

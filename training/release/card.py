@@ -59,7 +59,7 @@ def figures_of(metrics: dict) -> tuple[dict, dict]:
 
 @check.complete(weights.METRICS)
 def results_table(metrics: dict) -> str:
-    """The headline row as a Markdown table, drawn beside real digits; "" where nothing is measured yet."""
+    """The headline row as a Markdown table, for drawn and for real digits; "" if nothing is measured yet."""
     if "evaluation" not in metrics:
         return ""
     drawn, real = figures_of(metrics)

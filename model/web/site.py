@@ -100,10 +100,11 @@ def write_weights(loaded: weights.Weights, folder: Path) -> Path:
     if sha256(kept / weights.TENSORS) != loaded.metrics.get("sha256", {}).get(weights.TENSORS, digest):
         raise ValueError(f"{source / weights.TENSORS} changed while it was read; try again")
     config = weights.read_json(source / weights.CONFIG)
+    config = {name: value for name, value in config.items() if name not in weights.MOVED}
     texts = {
-        weights.CONFIG: {name: value for name, value in config.items() if name not in weights.MOVED},
+        weights.CONFIG: config,
         weights.SAMPLING: asdict(loaded.sampling),
-        weights.METRICS: {"sha256": {weights.TENSORS: digest}},
+        weights.METRICS: {"sha256": {weights.TENSORS: digest, "config": weights.digest(config)}},
     }
     for name, content in texts.items():
         (kept / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

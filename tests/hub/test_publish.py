@@ -385,4 +385,4 @@ def test_the_uploaded_files_alone_draw_with_the_published_weights(worker, hub, f
     assert close(drawn, next(sampling.draw(loaded.network, torch.tensor([7]), 5, loaded.sampling))[0])
     for name in ("page.css", "page.js", "film.js"):
         assert sent[f"model/page/{name}"].decode() in client.config["head"]
-    assert 'customElements.define("digit-film"' in served
+    assert "class DigitFilm extends Player" in served

@@ -523,13 +523,14 @@ async function loadForeign(name) {
 }
 
 async function start() {
-    fillControls();
-    if (!WebAssembly.validate(Uint8Array.from(SIMD))) {
-        throw new Error("This browser is too old: the network needs WebAssembly with SIMD (since 2021, Safari 16.4)");
-    }
+    const own = new URL(`${settings.weights}/`, document.baseURI).href, others = asked.get("weights");
+    const isAble = WebAssembly.validate(Uint8Array.from(SIMD));
+    const loading = isAble && (others ? loadForeign(others) : load(own));
+    fillControls(); // while the network is on its way
     showNoise();
-    if (asked.has("weights")) await loadForeign(asked.get("weights"));
-    if (!repository) await load(new URL(`${settings.weights}/`, document.baseURI).href);
+    if (!isAble) throw new Error("This browser is too old: the network needs WebAssembly with SIMD, of 2023 or later");
+    await loading;
+    if (others && !repository) await load(own);
     loaded = true;
     $("loading").hidden = true;
     const source = repository || settings.source;

@@ -372,24 +372,22 @@ def test_nothing_is_drawn_without_weights(page):
     assert ask(page, drawing([7], [42])) == [answer]
 
 
-# After the first of 50 states, something else is sent and ten questions are asked; all that is heard from then on.
+# Two messages in a row, then forty questions, each of which is answered between two steps: all that is heard.
 DROP = """async ([first, then]) => {
     engine.send(first);
-    await engine.until(new Set(["state"]));
     engine.send(then);
     const heard = [];
-    for (let i = 0; i < 10; i++)
+    for (let i = 0; i < 40; i++)
         heard.push(...await engine.ask({kind: "load", weights: {bytes: new ArrayBuffer(0), config: {}}}));
     return heard.filter(({kind}) => kind !== "error");
 }"""
 
 
 @pytest.mark.parametrize("then", [{**drawing([3], [1], steps=1), "id": 2}, {"kind": "stop"}], ids=["newer", "stop"])
-def test_a_drawing_is_dropped_between_steps(page, site, folder, then):
-    """Only the step that was going on is still heard of."""
-    ask(page, {"kind": "load", "weights": f"{site[1]}/small"})
-    heard = page.evaluate(DROP, [drawing([7], [42], steps=50), then])
-    assert len([answer for answer in heard if answer["id"] == 1]) <= 2
+def test_a_drawing_is_dropped_between_steps(ready, then):
+    """Of 50 steps, only the one that was going on, or a few on a busy machine, are still heard of."""
+    heard = ready.evaluate(DROP, [drawing([7], [42], steps=50), then])
+    assert 1 <= len([answer for answer in heard if answer["id"] == 1]) <= 8
     newer = [(answer["kind"], answer.get("i")) for answer in heard if answer["id"] == 2]
     assert newer == ([("state", 0), ("state", 1), ("done", None)] if then["kind"] == "draw" else [])
 

@@ -152,6 +152,7 @@ class Studio:
 
     def change(self, digit, other, seed, at, config):
         check.whole("number of times", len(at), 1, MAX_ROW)
+        at = [check.number("switch time", t, 0, 1) for t in at]
         label, other = self.label(digit).item(), self.label(other).item()
         return self.film(sampling.change_class, label, other, sampling.check_seed(seed), config, at)
 
@@ -160,12 +161,10 @@ class Studio:
         return self.film(sampling.morph, self.label(digit).item(), sampling.check_seed(seed), other, count, config)
 
     def finish(self, sketch, digit, seed, noise, config):
-        if not isinstance(sketch, list) or len(sketch) != AREA:
-            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row")
-        pixels = torch.tensor(
-            [check.whole("pixel of the sketch", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8
-        )
-        label, seed = self.label(digit).item(), sampling.check_seed(seed)
+        if not isinstance(sketch, list) or len(sketch) != AREA or not any(sketch):
+            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row, not all of them 0")
+        pixels = torch.tensor([check.whole("sketch pixel", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8)
+        label, seed, noise = self.label(digit).item(), sampling.check_seed(seed), check.number("noise", noise, 0, 1)
         return self.whole(sampling.finish, pixels.view(SIZE, SIZE), label, seed, noise, config)
 
     # ---- the API: ValueError for a bad value

@@ -181,13 +181,13 @@ def build(studio: Studio) -> gr.Blocks:
             [row_out, number_problem],
             [sheet_out, sheet_problem],
         )
-        visited = [tabs, panel, *digit_shown, number, *row_shown]
+        visited = [panel, *digit_shown, number, *row_shown]
 
         def visit(request: gr.Request):
             return studio.visit(dict(request.query_params))
 
         panel.visit(visit, None, visited, **private, **waiting, **DIGIT)
-        panel.select(None, None, tabs, js="() => ({selected: 'digit', __type__: 'update'})", **private)
+        panel.select(None, None, tabs, js="() => ({selected: digits.tab, __type__: 'update'})", **private)
         rows = [
             (studio.number_tab, [number.submit], [number], row_out, number_problem),
             (studio.change_tab, [change.input], [change], change_out, change_problem),

@@ -267,8 +267,7 @@ class Studio:
         """What a link asks for: its controls and its digit, and the number that it writes."""
         subject = list(from_link(query, self.start, self.classes).values())
         number = query.get("number", "") if self.can_write_numbers else ""
-        tab = {**pictures.KEEP, "selected": "numbers"} if number else pictures.KEEP
-        return [tab, subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
+        return [subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
 
     def paths_tab(self, subject):
         """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""

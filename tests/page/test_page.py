@@ -365,7 +365,7 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     one.open("Numbers")
     one.page.get_by_label("A number").fill("19.04.1987")
     one.page.keyboard.press("Enter")
-    one.until("$('#row').film?.digits.join('') === '19041987'")
+    one.until("$('#row')?.film?.digits.join('') === '19041987'")
     one.page.wait_for_url("**&number=19041987")
     one.until("$('#row').index === $('#row').film.times.length - 1")
     assert close(one.pixels("#row a:nth-of-type(7) canvas"), digit(bundled, 8, SEED + 6, STEPS))
@@ -375,7 +375,7 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     film = Image.open(one.save(one.page.locator("#row").get_by_role("button", name="Save animation")).path())
     assert (film.format, film.info["loop"]) == ("GIF", 0)
     other = visit(one.page.url.removeprefix(page_url))
-    other.until("$('#row').film?.digits.join('') === '19041987'")
+    other.until("$('#row')?.film?.digits.join('') === '19041987'")
     assert other.page.get_by_label("A number").input_value() == "19041987"
     other.page.locator("#row").wait_for()  # its tab is open
     assert len(other.asked) == 1
@@ -466,12 +466,12 @@ def test_a_sketch_is_finished(visit):
     one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.75')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
-    one.page.locator("#noise input[type=number]").fill("0")  # keeps the sketch
-    one.until("$('#finished').film.about.includes('t = 0:')")
+    one.page.locator("#noise input[type=number]").fill("0.1")  # the sketch stays almost as it is
+    one.until("$('#finished').film.times[0] === 0.1 && $('#finished').index === $('#finished').film.times.length - 1")
     one.settle()
     drawn = np.array(one.page.evaluate("document.querySelector('#paper').pixels")).reshape(28, 28)
-    assert close(one.pixels("#finished .digits-large"), drawn)
-    assert not close(kept, one.pixels("#finished .digits-large"))
+    last = one.pixels("#finished .digits-large")
+    assert np.abs(last - drawn).mean() < np.abs(kept - drawn).mean() / 2
 
 
 CONTRAST = """() => {
@@ -771,7 +771,7 @@ def test_only_checked_values_reach_the_gpu():
         (drawing.finish_api, ([0], "7")),
     )
     for function, values in bad:
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises(ValueError, match=r"must be|backwards"):
             function(*values)
     assert calls == []
     assert np.array(drawing.draw_api("7", 1, 1, 1.0)).shape == (28, 28)

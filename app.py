@@ -44,8 +44,10 @@ from model.page import guard
 from model.page import html as pictures
 from model.page.studio import MAX_SHEET, NOISE, Studio, work
 
-# Calls of one kind wait for each other; of different kinds, they take turns at the device.
-DIGIT, ROW, SHEET = ({"concurrency_id": kind, "concurrency_limit": 1} for kind in ("digit", "row", "sheet"))
+# Calls of one kind wait for each other, and those that run take turns at the device.
+DIGIT, ROW, SHEET = (
+    {"concurrency_id": kind, "concurrency_limit": limit} for kind, limit in (("digit", 1), ("row", 2), ("sheet", 1))
+)
 
 FONT = ("system-ui", "sans-serif")
 THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
@@ -179,13 +181,13 @@ def build(studio: Studio) -> gr.Blocks:
             [row_out, number_problem],
             [sheet_out, sheet_problem],
         )
-        visited = [tabs, panel, *digit_shown, number, *row_shown]
+        visited = [panel, *digit_shown, number, *row_shown]
 
         def visit(request: gr.Request):
             return studio.visit(dict(request.query_params))
 
         panel.visit(visit, None, visited, **private, **waiting, **DIGIT)
-        panel.select(None, None, tabs, js="() => ({selected: 'digit', __type__: 'update'})", **private)
+        panel.select(None, None, tabs, js="() => ({selected: digits.tab, __type__: 'update'})", **private)
         rows = [
             (studio.number_tab, [number.submit], [number], row_out, number_problem),
             (studio.change_tab, [change.input], [change], change_out, change_problem),

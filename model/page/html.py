@@ -15,7 +15,7 @@ from model.sampling import Film, SamplingConfig
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
 SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
-KEEP = {"__type__": "update"}  # Gradio's word for a component that stays as it is
+KEEP = {"__type__": "update"}  # what Gradio takes for no change
 PREVIEW = "/preview.png"  # the picture beside a link to the page
 STYLES = ("elements.css", "why.css", "lab.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
@@ -144,7 +144,7 @@ def morph_form(other: int) -> str:
 
 def noise_form(noise: float) -> str:
     hint = "how much is laid over the sketch: little keeps it, much leaves only a hint of it"
-    field = slider("noise", "Noise", noise, 0, 1, 0.05, hint)
+    field = slider("noise", "Noise", noise, 0.1, 1, 0.05, hint)
     return f'<form data-fields="noise">{field}<p class="problem" role="alert"></p></form>'
 
 

@@ -11,6 +11,7 @@
     let latest; // its film
     let written = ""; // the number that is written in the row
     let touched = false; // whether the visitor has asked for anything yet
+    let toNumbers = false; // whether the tab with the number is to be opened, once the page is there
     let toFocus = false; // whether the next digit was opened from a picture elsewhere
 
     const number = field => field.value === "" ? null : Number(field.value);
@@ -90,6 +91,7 @@
     function visit(form, trigger) {
         if ("visit" in form.dataset || isLink()) {
             touched = true;
+            toNumbers = new URLSearchParams(location.search).has("number");
             trigger("visit");
         }
     }
@@ -170,7 +172,8 @@
             const name = value.guidance === 0 ? "Any class" : digits.named(subject.digit);
             one("#digit-title").textContent = `${name} from seed ${subject.seed}`;
             if (toFocus) setTimeout(() => one("#digit-title").focus());
-            toFocus = false;
+            if (toNumbers) select("numbers");
+            toFocus = toNumbers = false;
             refresh();
         },
         "digit-row": (element, value) => {
@@ -226,8 +229,13 @@
         touched = toFocus = true;
         panel.fill(FIELDS.map(name => event.detail[name] ?? subject[name]));
         panel.send("input");
-        panel.trigger("select");
+        select("digit");
     });
+
+    function select(tab) {
+        digits.tab = tab;
+        forms.panel.trigger("select");
+    }
 
     // ---- the address
 

@@ -152,6 +152,7 @@ class Studio:
 
     def change(self, digit, other, seed, at, config):
         check.whole("number of times", len(at), 1, MAX_ROW)
+        at = [check.number("switch time", t, 0, 1) for t in at]
         label, other = self.label(digit).item(), self.label(other).item()
         return self.film(sampling.change_class, label, other, sampling.check_seed(seed), config, at)
 
@@ -160,12 +161,10 @@ class Studio:
         return self.film(sampling.morph, self.label(digit).item(), sampling.check_seed(seed), other, count, config)
 
     def finish(self, sketch, digit, seed, noise, config):
-        if not isinstance(sketch, list) or len(sketch) != AREA:
-            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row")
-        pixels = torch.tensor(
-            [check.whole("pixel of the sketch", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8
-        )
-        label, seed = self.label(digit).item(), sampling.check_seed(seed)
+        if not isinstance(sketch, list) or len(sketch) != AREA or not any(sketch):
+            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row, not all of them 0")
+        pixels = torch.tensor([check.whole("sketch pixel", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8)
+        label, seed, noise = self.label(digit).item(), sampling.check_seed(seed), check.number("noise", noise, 0, 1)
         return self.whole(sampling.finish, pixels.view(SIZE, SIZE), label, seed, noise, config)
 
     # ---- the API: ValueError for a bad value
@@ -268,8 +267,7 @@ class Studio:
         """What a link asks for: its controls and its digit, and the number that it writes."""
         subject = list(from_link(query, self.start, self.classes).values())
         number = query.get("number", "") if self.can_write_numbers else ""
-        tab = {**pictures.KEEP, "selected": "numbers"} if number else pictures.KEEP
-        return [tab, subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
+        return [subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
 
     def paths_tab(self, subject):
         """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""

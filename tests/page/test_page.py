@@ -365,7 +365,7 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     one.open("Numbers")
     one.page.get_by_label("A number").fill("19.04.1987")
     one.page.keyboard.press("Enter")
-    one.until("$('#row').film?.digits.join('') === '19041987'")
+    one.until("$('#row')?.film?.digits.join('') === '19041987'")
     one.page.wait_for_url("**&number=19041987")
     one.until("$('#row').index === $('#row').film.times.length - 1")
     assert close(one.pixels("#row a:nth-of-type(7) canvas"), digit(bundled, 8, SEED + 6, STEPS))
@@ -375,9 +375,9 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     film = Image.open(one.save(one.page.locator("#row").get_by_role("button", name="Save animation")).path())
     assert (film.format, film.info["loop"]) == ("GIF", 0)
     other = visit(one.page.url.removeprefix(page_url))
-    other.until("$('#row').film?.digits.join('') === '19041987'")
+    other.until("$('#row')?.film?.digits.join('') === '19041987'")
     assert other.page.get_by_label("A number").input_value() == "19041987"
-    assert other.page.locator("#row").is_visible()
+    other.page.locator("#row").wait_for()  # its tab is open
     assert len(other.asked) == 1
     other.page.locator("#row a").nth(6).click()
     assert close(other.shows(8, SEED + 6), digit(bundled, 8, SEED + 6, STEPS))
@@ -432,7 +432,7 @@ def test_a_sheet_of_one_digit_is_no_poster_and_an_empty_one_a_sentence(visit):
     one.page.get_by_role("button", name="Draw the sheet").click()
     one.page.wait_for_selector("digit-sheet canvas")
     assert one.page.locator("digit-sheet canvas").bounding_box()["width"] <= 112
-    for box in one.page.locator("#sheet .classes label:has(:checked)").all():
+    for box in one.page.locator("#sheet .classes label").all()[:10]:
         box.click()
     one.page.get_by_role("button", name="Draw the sheet").click()
     one.page.locator("#sheet .classes .problem").get_by_text("lass").wait_for()
@@ -466,11 +466,12 @@ def test_a_sketch_is_finished(visit):
     one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.75')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
-    one.page.locator("#noise input[type=number]").fill("0")  # keeps the sketch
-    one.until("$('#finished').film.about.includes('t = 0:')")
+    one.page.locator("#noise input[type=number]").fill("0.1")  # the sketch stays almost as it is
+    one.until("$('#finished').film.times[0] === 0.1 && $('#finished').index === $('#finished').film.times.length - 1")
     one.settle()
-    assert close(one.pixels("#finished .digits-large"), one.page.evaluate("document.querySelector('#paper').pixels"))
-    assert not close(kept, one.pixels("#finished .digits-large"))
+    drawn = np.array(one.page.evaluate("document.querySelector('#paper').pixels")).reshape(28, 28)
+    last = one.pixels("#finished .digits-large")
+    assert np.abs(last - drawn).mean() < np.abs(kept - drawn).mean() / 2
 
 
 CONTRAST = """() => {
@@ -548,7 +549,7 @@ def test_on_a_phone_the_digit_is_in_sight_of_its_controls(visit):
 def test_the_classes_are_an_even_grid(visit, width):
     one = visit(viewport={"width": width, "height": 667})
     boxes = [label.bounding_box() for label in one.page.locator("#panel .classes label").all()]
-    assert len({(box["width"], box["height"]) for box in boxes}) == 1
+    assert len({(round(box["width"]), round(box["height"])) for box in boxes}) == 1
     assert [len({round(box[edge]) for box in boxes}) for edge in "xy"] == [6, 2]
 
 
@@ -627,8 +628,9 @@ BAD = [
     ("/morph", {"digit": "7", "seed": 1, "other_seed": 2, "count": 17}, "count must be a whole number from 2 to 16"),
     ("/morph", {"digit": "7", "seed": 1, "other_seed": -2}, "other_seed must be"),
     ("/finish", {"sketch": [0] * 783, "digit": "7"}, "sketch must be a list of 784 numbers"),
+    ("/finish", {"sketch": [0] * 784, "digit": "7"}, "not all of them 0"),
     ("/finish", {"sketch": [256] * 784, "digit": "7"}, "sketch pixel must be a whole number from 0 to 255"),
-    ("/finish", {"sketch": [0] * 784, "digit": "7", "noise": 1.5}, "noise must be a number from 0 to 1"),
+    ("/finish", {"sketch": [9] * 784, "digit": "7", "noise": 1.5}, "noise must be a number from 0 to 1"),
     ("/draw", {"digit": "x" * 50_000}, "class must be one of"),
     ("/steps", {"digit": "x" * 50_000}, "class must be one of"),
     ("/sheet", {"classes": "0-9," * 10_000}, "of at most 1000 characters"),
@@ -769,7 +771,7 @@ def test_only_checked_values_reach_the_gpu():
         (drawing.finish_api, ([0], "7")),
     )
     for function, values in bad:
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises(ValueError, match=r"must be|backwards"):
             function(*values)
     assert calls == []
     assert np.array(drawing.draw_api("7", 1, 1, 1.0)).shape == (28, 28)
@@ -777,7 +779,7 @@ def test_only_checked_values_reach_the_gpu():
     assert list(drawing.steps_api("7", 1, 1.0)) == ["1", "2", "4", "8", "16", "32"]
     assert len(drawing.change_api("7", "8", 1, [0.5, 0.1], 1)) == 2
     assert len(drawing.morph_api("7", 1, 2, 3, 1)) == 3
-    assert np.array(drawing.finish_api([0] * 784, "7", steps=1)).shape == (28, 28)
+    assert np.array(drawing.finish_api([9] * 784, "7", steps=1)).shape == (28, 28)
     assert drawing.paths_tab(["7", 1, 1, 1.0])["digits"] == ["7"]
     assert calls == ["whole", "batches", "batches", "film", "film", "whole", "film"]
 

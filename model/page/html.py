@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import gradio as gr
 import jinja2
 import torch
 
@@ -16,6 +15,7 @@ from model.sampling import Film, SamplingConfig
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
 SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
+KEEP = {"__type__": "update"}  # what Gradio takes for no change
 PREVIEW = "/preview.png"  # the picture beside a link to the page
 STYLES = ("elements.css", "why.css", "lab.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
@@ -144,7 +144,7 @@ def morph_form(other: int) -> str:
 
 def noise_form(noise: float) -> str:
     hint = "how much is laid over the sketch: little keeps it, much leaves only a hint of it"
-    field = slider("noise", "Noise", noise, 0, 1, 0.05, hint)
+    field = slider("noise", "Noise", noise, 0.1, 1, 0.05, hint)
     return f'<form data-fields="noise">{field}<p class="problem" role="alert"></p></form>'
 
 
@@ -198,7 +198,7 @@ class Told:
     """Catches the ValueError of a block: `both` is the value to show, if it came about, and the sentence, if not."""
 
     def __init__(self):
-        self.value, self.problem = gr.skip(), None
+        self.value, self.problem = KEEP, None
 
     def __enter__(self) -> "Told":
         return self
@@ -312,7 +312,7 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
 
 def steps(digits: Sequence[str], seed: int, config: SamplingConfig) -> dict:
     """A comparison that has no columns yet."""
-    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": []}
+    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
 
 
 def column(count: int, pixels: torch.Tensor, milliseconds: float) -> dict:

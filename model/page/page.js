@@ -11,6 +11,7 @@
     let latest; // its film
     let written = ""; // the number that is written in the row
     let touched = false; // whether the visitor has asked for anything yet
+    let toNumbers = false; // whether the tab with the number is to be opened, once the page is there
     let toFocus = false; // whether the next digit was opened from a picture elsewhere
 
     const number = field => field.value === "" ? null : Number(field.value);
@@ -31,7 +32,8 @@
         };
         const send = event => {
             props.value = names.map(value);
-            if (event) trigger(event);
+            if (names.includes("steps")) forget();
+            trigger(event);
         };
         const fill = values => names.forEach((name, i) => {
             for (const field of fields(name)) {
@@ -75,7 +77,7 @@
             }
         });
         watch("value", () => fill(props.value));
-        names.forEach(level);
+        fill(props.value);
         forms[element.closest(".block").id] = {form, fill, send, trigger};
         if (names.includes("steps")) visit(form, trigger);
     }
@@ -89,6 +91,7 @@
     function visit(form, trigger) {
         if ("visit" in form.dataset || isLink()) {
             touched = true;
+            toNumbers = new URLSearchParams(location.search).has("number");
             trigger("visit");
         }
     }
@@ -115,7 +118,7 @@
         Object.assign(words, {id: "waiting", role: "status"});
         block.after(words);
         new MutationObserver(() => {
-            const place = block.innerText.match(/queue: (\d+)/)?.[1] ?? block.textContent.match(/queue: (\d+)/)?.[1];
+            const place = block.textContent.match(/queue: (\d+)/)?.[1];
             words.textContent = !place ? "" : place === "1" ? "The page is busy; yours is the next drawing."
                 : `The page is busy; ${place - 1} drawings come before yours.`;
         }).observe(block, {subtree: true, childList: true, characterData: true});
@@ -127,9 +130,11 @@
     // sight and what it depends on has changed.
     function picture(element, props, trigger, watch, event, about) {
         const shown = element.firstElementChild;
+        let area;
         if (shown.localName === "digit-arrows" && latest) shown.film = latest; // the same film, seen otherwise
         const show = () => {
             element.classList.remove("stale");
+            if (area) area.waits = props.value.columns?.length < props.value.total;
             if (props.value) PICTURES[shown.localName]?.(shown, props.value);
         };
         watch("value", show);
@@ -139,7 +144,7 @@
             trigger(event);
         });
         if (!event || about === "sketch") return;
-        const area = {element, trigger: () => trigger(event), seen: false, drawn: "", fields: about.split(" ")};
+        area = {element, trigger: () => trigger(event), seen: false, waits: false, drawn: "", fields: about.split(" ")};
         areas.push(area);
         new IntersectionObserver(entries => {
             area.seen = entries.at(-1).isIntersecting;
@@ -167,7 +172,8 @@
             const name = value.guidance === 0 ? "Any class" : digits.named(subject.digit);
             one("#digit-title").textContent = `${name} from seed ${subject.seed}`;
             if (toFocus) setTimeout(() => one("#digit-title").focus());
-            toFocus = false;
+            if (toNumbers) select("numbers");
+            toFocus = toNumbers = false;
             refresh();
         },
         "digit-row": (element, value) => {
@@ -192,14 +198,20 @@
         },
     };
 
+    // What is being drawn is cancelled by every change of the subject, so it is drawn again, changed or not.
+    function forget() {
+        for (const area of areas) if (area.waits) area.drawn = "";
+    }
+
     // Ask for the pictures in sight that show something else than the page's subject.
     function refresh() {
         if (!subject) return;
         for (const area of areas) {
             const about = JSON.stringify(area.fields.map(name => subject[name]));
             if (!area.seen || area.drawn === about) continue;
-            if (area.drawn) area.element.classList.add("stale");
+            area.element.classList.add("stale");
             area.drawn = about;
+            area.waits = true;
             area.trigger();
         }
     }
@@ -217,8 +229,13 @@
         touched = toFocus = true;
         panel.fill(FIELDS.map(name => event.detail[name] ?? subject[name]));
         panel.send("input");
-        panel.trigger("select");
+        select("digit");
     });
+
+    function select(tab) {
+        digits.tab = tab;
+        forms.panel.trigger("select");
+    }
 
     // ---- the address
 
@@ -227,7 +244,7 @@
     function query() {
         const link = new URL(location.href), asked = new URLSearchParams(digits.link(subject));
         if (rowIsOpen()) asked.set("number", written);
-        link.searchParams.delete("number");
+        for (const name of [...FIELDS, "number"]) link.searchParams.delete(name);
         asked.forEach((value, name) => link.searchParams.set(name, value));
         return link;
     }

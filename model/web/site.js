@@ -187,7 +187,6 @@ function fillControls() {
     $("write").hidden = !settings.numerals.every((name, i) => classes[i] === name);
     $("number-hint").textContent =
         `1 to ${most.number} digits; the first one has the seed of the page, each further one the next.`;
-    $("sheet-hint").textContent = `Up to ${most.sheet} digits, each from a seed of its own. Click one to open it.`;
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     elements.sheet.classes = classes;
     set({digit, seed: start.seed, ...sampling});
@@ -197,7 +196,7 @@ function fillControls() {
 
 // ---- what is said, and the address
 
-const elements = {film: $("film"), columns: $("columns"), row: $("row"), sheet: $("sheet")};
+const elements = Object.fromEntries(["film", "arrows", "columns", "styles", "row", "sheet"].map(id => [id, $(id)]));
 
 const say = text => $("news").textContent = text;
 const fail = error => $("failure").textContent = `${error.message}.`;
@@ -236,6 +235,14 @@ async function copyLink() {
 
 const digit = {busy: false, waiting: false, shown: 0}; // shown: when the last picture came
 
+// The film of a digit: the one that is shown, if it is of this digit, or a new one; null if something newer drops it.
+function filmOf(wanted) {
+    const {film} = elements.film, grown = film => elements.film.film = film;
+    const isThere = film && film.count === film.times.length && film.digits[0] === wanted.digit
+        && film.seeds[0] === wanted.seed && film.steps === wanted.steps && film.guidance === wanted.guidance;
+    return isThere ? film : drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed]}, grown);
+}
+
 // Draw the digit; where a value is being `dragged`, the finished picture changes in place.
 async function drawDigit(dragged = false) {
     if (!ready()) return;
@@ -246,8 +253,7 @@ async function drawDigit(dragged = false) {
     const wanted = subject(), began = performance.now();
     Object.assign(digit, {busy: true, waiting: false});
     try {
-        const grown = film => elements.film.film = film;
-        if (!await drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed]}, grown)) return;
+        if (!await filmOf(wanted)) return;
         Object.assign(digit, {busy: false, shown: performance.now()});
         $("heading").textContent = named(wanted);
         say(`${digits.alt(wanted)}, in ${since(began)}.`);
@@ -270,28 +276,47 @@ function showNoise() {
     $("heading").textContent = named(wanted);
 }
 
-// ---- tab Steps
+// ---- tab Why it works
 
-let comparison = 0; // the newest
+let explanation = 0; // the newest
 
-async function compareSteps() {
+// Show one step, more and more steps, and ten digits from one noise, in that order.
+async function explain() {
     if (!ready()) return;
-    const mine = ++comparison, wanted = subject(), rows = $("all").checked ? classes.slice(0, 10) : [wanted.digit];
-    const seeds = rows.map(() => wanted.seed), columns = [];
+    const mine = ++explanation, wanted = subject(), isOld = film => !film || mine !== explanation;
+    const ten = classes.slice(0, 10), rows = $("all").checked ? ten : [wanted.digit], columns = [];
+    const seeds = names => names.map(() => wanted.seed);
     try {
+        const film = await filmOf(wanted);
+        if (isOld(film)) return;
+        $("heading").textContent = named(wanted);
+        elements.arrows.film = film;
         const engines = await team();
         for (const steps of settings.stepCounts) {
-            const began = performance.now(), film = await drawFilm(engines, {...wanted, digits: rows, seeds, steps});
-            if (!film || mine !== comparison) return;
+            const began = performance.now();
+            const film = await drawFilm(engines, {...wanted, digits: rows, seeds: seeds(rows), steps});
+            if (isOld(film)) return;
             const pixels = film.noisy.slice(-rows.length * AREA), milliseconds = performance.now() - began;
             columns.push({steps, pixels, milliseconds});
             elements.columns.steps = {...film, seed: wanted.seed, columns: [...columns]};
         }
-        say(`${rows.map(digits.named).join(", ")} in ${settings.stepCounts.join(", ")} steps.`);
+        const styles = await drawFilm(engines, {...wanted, digits: ten, seeds: seeds(ten)});
+        if (isOld(styles)) return;
+        elements.styles.film = few(styles);
+        say(`${named(wanted)}, in ${settings.stepCounts.join(", ")} steps.`);
         follow(wanted);
     } catch (error) {
         fail(error);
     }
+}
+
+// A film of at most six of its states.
+function few(film) {
+    const count = Math.min(6, film.times.length), size = film.digits.length * AREA;
+    const kept = Array.from({length: count}, (_, i) => Math.round(i * (film.times.length - 1) / (count - 1)));
+    const noisy = new Uint8Array(count * size);
+    kept.forEach((state, i) => noisy.set(film.noisy.subarray(state * size, (state + 1) * size), i * size));
+    return {...film, noisy, times: kept.map(state => film.times[state]), count};
 }
 
 // ---- tab Numbers
@@ -387,7 +412,7 @@ let loaded = false;
 function draw(dragged = false) {
     if (!loaded) return showNoise();
     if (tab === "digit") drawDigit(dragged);
-    else if (tab === "steps") compareSteps();
+    else if (tab === "why") explain();
     else if (written) writeNumber();
     else ready();
 }
@@ -400,6 +425,7 @@ function openTab(name) {
         $(button.getAttribute("aria-controls")).hidden = !chosen;
     }
     tab = name;
+    explanation++; // nobody looks at it any more
 }
 
 $("panel").addEventListener("input", ({target}) => {
@@ -449,6 +475,12 @@ for (const [i, button] of tabs.entries()) {
     };
 }
 
+// Another seed, wherever it is asked for.
+document.addEventListener("digit-noise", ({detail}) => {
+    set(detail);
+    draw();
+});
+
 // A digit anywhere on the page opens in the first tab.
 document.addEventListener("digit-open", event => {
     event.preventDefault();
@@ -491,13 +523,14 @@ async function loadForeign(name) {
 }
 
 async function start() {
-    fillControls();
-    if (!WebAssembly.validate(Uint8Array.from(SIMD))) {
-        throw new Error("This browser is too old: the network needs WebAssembly with SIMD (since 2021, Safari 16.4)");
-    }
+    const own = new URL(`${settings.weights}/`, document.baseURI).href, others = asked.get("weights");
+    const isAble = WebAssembly.validate(Uint8Array.from(SIMD));
+    const loading = isAble && (others ? loadForeign(others) : load(own));
+    fillControls(); // while the network is on its way
     showNoise();
-    if (asked.has("weights")) await loadForeign(asked.get("weights"));
-    if (!repository) await load(new URL(`${settings.weights}/`, document.baseURI).href);
+    if (!isAble) throw new Error("This browser is too old: the network needs WebAssembly with SIMD, of 2023 or later");
+    await loading;
+    if (others && !repository) await load(own);
     loaded = true;
     $("loading").hidden = true;
     const source = repository || settings.source;

@@ -16,13 +16,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from model import flow, images, page, sampling, weights
+from model import flow, images, sampling, weights
 from model.common import replacing_folder, sha256
 from model.dit import DiT
+from model.page import html as words
+from model.page.studio import MAX_SHEET, START
 
 HERE = Path(__file__).parent
 INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE = "index.html", "sw.js", "picture.png", "icon.png", "LICENSE"
-SHARED = ("elements.css", "files.js", "film.js", "sheet.js")  # in model/page/
+SHARED = ("elements.css", "files.js", "film.js", "sheet.js", "why.css", "why.js")  # in model/page/
 CODE, WEIGHTS = "code-", "weights-"  # folders, followed by twelve digits of a hash of what is in them
 PART = f"({CODE}|{WEIGHTS})[0-9a-f]{{12}}"
 MOMENTS = (1, 0.75, 0.5, 0.25, 0)  # times of the rows of the picture for links
@@ -67,6 +69,9 @@ def write(loaded: weights.Weights, folder: Path, address: str) -> None:
         "code": code.name,
         "picture": escape(address + PICTURE),
         "address": f'<meta property="og:url" content="{escape(address)}">' if address else "",
+        "title": words.TITLE,
+        **{name: words.section(*getattr(words, name.upper())) for name in ("steps", "number", "sheet")},
+        "guidance": words.GUIDANCE,
         "settings": json.dumps(settings(loaded, kept.name), ensure_ascii=False).replace("<", "\\u003c"),
     }
     index = (HERE / INDEX).read_text(encoding="utf-8")
@@ -95,10 +100,11 @@ def write_weights(loaded: weights.Weights, folder: Path) -> Path:
     if sha256(kept / weights.TENSORS) != loaded.metrics.get("sha256", {}).get(weights.TENSORS, digest):
         raise ValueError(f"{source / weights.TENSORS} changed while it was read; try again")
     config = weights.read_json(source / weights.CONFIG)
+    config = {name: value for name, value in config.items() if name not in weights.MOVED}
     texts = {
-        weights.CONFIG: {name: value for name, value in config.items() if name not in weights.MOVED},
+        weights.CONFIG: config,
         weights.SAMPLING: asdict(loaded.sampling),
-        weights.METRICS: {"sha256": {weights.TENSORS: digest}},
+        weights.METRICS: {"sha256": {weights.TENSORS: digest, "config": weights.digest(config)}},
     }
     for name, content in texts.items():
         (kept / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -130,7 +136,7 @@ def settings(loaded: weights.Weights, folder: str) -> dict:
     return {
         "classes": loaded.network.class_names,
         "numerals": images.CLASSES[:10],
-        "start": page.START,
+        "start": START,
         "pixels": [loaded.network.pixel_mean, loaded.network.pixel_std],
         "sampling": asdict(loaded.sampling),
         "most": {
@@ -138,7 +144,7 @@ def settings(loaded: weights.Weights, folder: str) -> dict:
             "guidance": sampling.MAX_GUIDANCE,
             "seed": sampling.MAX_SEED,
             "number": sampling.MAX_NUMBER,
-            "sheet": page.MAX_SHEET,
+            "sheet": MAX_SHEET,
         },
         "stepCounts": sampling.STEP_COUNTS,
         "weights": folder,
@@ -150,7 +156,7 @@ def picture(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
     """The picture for links, 1200 × 630: ten digits, each a column that runs from its noise to the digit."""
     labels, how = torch.arange(10) % network.null_label, replace(how, steps=8)
     times = flow.time_grid(how.steps, how.time_shift)
-    path = list(sampling.states(network, labels, range(page.START["seed"], page.START["seed"] + 10), how))
+    path = list(sampling.states(network, labels, range(START["seed"], START["seed"] + 10), how))
     rows = [path[min(range(len(path)), key=lambda i: abs(times[i] - t))].x for t in MOMENTS]
     pixels = images.to_pixels(torch.cat(rows), network.pixel_mean, network.pixel_std)
     tiles, framed = images.sheet(pixels, 10, scale=4, gap=2, background=24), Image.new("L", (1200, 630), 24)
@@ -160,6 +166,6 @@ def picture(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
 
 def icon(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
     """The digit that the page opens with, 196 × 196, for the browser's tab."""
-    name, names = page.START["digit"], network.class_names
+    name, names = START["digit"], network.class_names
     label = torch.tensor([names.index(name) if name in names else 0])
-    return Image.fromarray(images.enlarge(next(sampling.draw(network, label, page.START["seed"], how))[0], 7))
+    return Image.fromarray(images.enlarge(next(sampling.draw(network, label, START["seed"], how))[0], 7))

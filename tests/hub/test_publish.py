@@ -383,7 +383,6 @@ def test_the_uploaded_files_alone_draw_with_the_published_weights(worker, hub, f
         served = urlopen(client.src, timeout=60).read().decode()
     loaded = weights.read(folders[0])
     assert close(drawn, next(sampling.draw(loaded.network, torch.tensor([7]), 5, loaded.sampling))[0])
-    assert sent["model/page/page.css"].decode() in client.config["css"]
-    assert sent["model/page/page.js"].decode() in client.config["head"]
-    assert ".digit .pixels { width: 336px;" in served
-    assert "window.digits = {" in served
+    for name in ("page.css", "page.js", "film.js"):
+        assert sent[f"model/page/{name}"].decode() in client.config["head"]
+    assert "class DigitFilm extends Player" in served

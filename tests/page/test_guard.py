@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import app
-from model import weights
+from model import sampling, weights
 from model.dit import DiT
 from model.page import guard
 from model.page.guard import Place, Refused
+from model.page.studio import ROWS, Studio, work
 from model.sampling import SamplingConfig
 from tests.server import ROOT, ask, wait_until
 
@@ -30,6 +31,7 @@ NEEDED = {
     *[("GET", f"/gradio_api/{path}") for path in ("heartbeat/{session_hash}", "call/{api_name}/{event_id}")],
     *[("POST", f"/gradio_api/{path}") for path in ("queue/join", "cancel", "reset", "reset/", "call/{api_name}")],
     *[("POST", f"/gradio_api/{path}") for path in ("call/{api_name}/", "call/v2/{api_name}", "call/v2/{api_name}/")],
+    *[("GET", "/preview.png"), ("HEAD", "/preview.png")],
     *[("GET", "/gradio_api/call/v2/{api_name}/{event_id}"), ("HEAD", "/"), ("POST", "/login"), ("POST", "/login/")],
 }
 
@@ -44,7 +46,7 @@ class Slow:
         self.drawn, self.go = [], threading.Event()
         self.go.set()
 
-    def __call__(self, network, labels, seed, sampling):
+    def __call__(self, network, labels, seed, sampling, turn):
         for begin in range(0, len(labels), 10):
             self.go.wait()
             time.sleep(0.2)
@@ -57,9 +59,9 @@ def page():
     """A page in this process with a network of random numbers: its address, Gradio's page and the sampler."""
     with pytest.MonkeyPatch.context() as patch:
         slow = Slow()
-        patch.setattr(app.sampling, "draw", slow)
+        patch.setattr(sampling, "draw", slow)
         network = DiT(width=32, depth=1, heads=2).requires_grad_(False)
-        blocks = app.build(app.Studio(weights.Weights(network, SamplingConfig(), "here", {})))
+        blocks = app.build(Studio(weights.Weights(network, SamplingConfig(), "here", {}), listened=app.listened))
         _, url, _ = app.serve(blocks, prevent_thread_lock=True, quiet=True)
         yield url.rstrip("/"), blocks, slow
         blocks.close()
@@ -189,20 +191,37 @@ def test_what_may_wait_is_bounded_for_each_and_for_all():
             guard.check_place(asked, held)
 
 
-@pytest.mark.parametrize("name", ["sheet_api", "sheet_tab"])
 @pytest.mark.parametrize(
-    ("values", "work"),
+    ("count", "steps", "most"),
     [
-        ({"count": 100, "steps": 20}, 2000),
-        ({"count": 400, "steps": 50}, 20_000),
-        ({}, 20_000),
-        ({"count": 10**9, "steps": None}, 20_000),
-        ({"count": -1, "steps": 1}, 400),
+        (100, 20, 2000),
+        (400, 50, 20_000),
+        (None, None, 20_000),
+        (10**9, None, 20_000),
+        (-1, 1, 400),
+        ("7", True, 20_000),
     ],
 )
-def test_the_work_of_a_call_is_never_taken_for_less(name, values, work):
-    assert app.work(name, values) == work
-    assert app.work("draw_tab", values) == 0
+def test_the_work_of_a_sheet_is_never_taken_for_less(count, steps, most):
+    assert work("sheet_api", {"count": count, "steps": steps}) == most
+    assert work("sheet_tab", {"asked": ["0", count], "subject": ["7", 1, steps, 1.0]}) == most
+
+
+def test_the_work_of_a_foreign_call_is_that_of_the_largest():
+    for values in ({}, {"asked": None, "subject": "x"}, {"asked": [], "subject": [1, 2]}, {"asked": [0] * 9}):
+        assert work("sheet_tab", values) == 20_000
+    assert work("sheet_api", {}) == 20_000
+    assert work("digit_tab", {}) == 0
+
+
+def test_every_function_of_the_page_that_draws_many_digits_counts(page):
+    """All but those of a single digit; a new one has to be given its work."""
+    functions = {function.name for function in page[1].fns.values() if function.fn} - {"js_fn", "unnamed"}
+    single = {name for name in functions if name.startswith(("digit_tab", "draw_api", "finish_api", "unnamed"))}
+    assert len(functions - single) >= 12
+    for name in functions - single:
+        assert work(name, {}) >= 50, name
+    assert set(ROWS) <= functions
 
 
 def test_a_flood_fills_its_own_places_and_no_more(page, http):
@@ -212,18 +231,19 @@ def test_a_flood_fills_its_own_places_and_no_more(page, http):
     try:
         busy = http.post(f"{url}/gradio_api/call/sheet", json=sheet(10)).json()["event_id"]
         wait_until(lambda: not len(blocks._queue), 60, "the device is busy")
-        same = [http.post(f"{url}/gradio_api/call/draw", json=DRAW | {"session_hash": "one"}) for _ in range(20)]
+        small = {"data": ["0-9", 1, 1, 1, 1.0], "session_hash": "one"}
+        same = [http.post(f"{url}/gradio_api/call/sheet", json=small) for _ in range(20)]
         assert [answer.status_code for answer in same] == [200] * guard.SESSION_PLACES + [503] * 4
         assert "wait for one of them" in same[-1].json()["detail"]
         long = [http.post(f"{url}/gradio_api/call/sheet", json=sheet(400)) for _ in range(8)]
-        assert [answer.status_code for answer in long] == [200] * 5 + [503] * 3
-        assert len(blocks._queue) == guard.SESSION_PLACES + 5
-        for event in [answer.json()["event_id"] for answer in long[:5]]:
+        assert [answer.status_code for answer in long] == [200] * 4 + [503] * 4
+        assert len(blocks._queue) == guard.SESSION_PLACES + 4
+        assert ask(http, url, *DRAW["data"])[0] == "complete"  # a digit waits for none of them
+        for event in [answer.json()["event_id"] for answer in long[:4]]:
             http.post(f"{url}/gradio_api/cancel", json={"session_hash": event, "fn_index": 0, "event_id": event})
     finally:
         slow.go.set()
     assert "event: complete" in http.get(f"{url}/gradio_api/call/sheet/{busy}").text
-    assert ask(http, url, *DRAW["data"])[0] == "complete"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -248,7 +268,7 @@ def test_a_sheet_that_nobody_waits_for_stops(page, http, monkeypatch, way, liste
         stream = f"/gradio_api/call/sheet/{event}"
     else:
         (index,) = [key for key, function in blocks.fns.items() if function.name == "sheet_tab"]
-        call = {"data": [["7"], "", 400, 1, 50, 1.0], "fn_index": index, "session_hash": "leaver"}
+        call = {"data": [["7", 400], ["7", 1, 50, 1.0]], "fn_index": index, "session_hash": "leaver"}
         assert http.post(f"{url}/gradio_api/queue/join", json=call).status_code == 200
         stream = "/gradio_api/queue/data?session_hash=leaver"
     if listens:

@@ -23,8 +23,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from model import weights
+from model import sampling, weights
 from model.dit import DiT
+from model.page import studio
 from model.sampling import SamplingConfig, change_class, draw_film, finish, morph
 from tests.benchmark.load import flood
 from tests.server import ROOT, ask, close, memory_of, serve, wait_until
@@ -35,7 +36,7 @@ def bundled() -> weights.Weights:
     return weights.load()
 
 
-SEED, STEPS = app.START["seed"], weights.read(weights.BUNDLED).sampling.steps  # what the page opens with
+SEED, STEPS = studio.START["seed"], weights.read(weights.BUNDLED).sampling.steps  # what the page opens with
 
 
 def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
@@ -61,7 +62,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: "queue/join" in request.url and self.asked.append(request.post_data))
         self.page.goto(url)
-        self.page.wait_for_selector("#film canvas")
+        self.page.wait_for_selector("#film canvas", state="attached")
         self.settle()
 
     def settle(self) -> None:
@@ -316,6 +317,7 @@ def test_the_copied_link_opens_the_same_digit(visit, page_url):
 def test_every_tab_is_about_the_same_digit(visit, bundled):
     """And a click on a picture opens it: one drawing, the focus on its heading, announced."""
     one = visit("/?digit=3&seed=5&guidance=2")
+    one.page.set_viewport_size({"width": 1100, "height": 2400})
     assert len(one.asked) == 1  # nothing is drawn for a tab that is not open
     one.open("Why it works")
     one.until("$$('digit-steps canvas').length === 6")
@@ -363,7 +365,7 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     one.open("Numbers")
     one.page.get_by_label("A number").fill("19.04.1987")
     one.page.keyboard.press("Enter")
-    one.until("$('#row').film?.digits.join('') === '19041987'")
+    one.until("$('#row')?.film?.digits.join('') === '19041987'")
     one.page.wait_for_url("**&number=19041987")
     one.until("$('#row').index === $('#row').film.times.length - 1")
     assert close(one.pixels("#row a:nth-of-type(7) canvas"), digit(bundled, 8, SEED + 6, STEPS))
@@ -373,9 +375,9 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     film = Image.open(one.save(one.page.locator("#row").get_by_role("button", name="Save animation")).path())
     assert (film.format, film.info["loop"]) == ("GIF", 0)
     other = visit(one.page.url.removeprefix(page_url))
-    other.until("$('#row').film?.digits.join('') === '19041987'")
+    other.until("$('#row')?.film?.digits.join('') === '19041987'")
     assert other.page.get_by_label("A number").input_value() == "19041987"
-    assert other.page.locator("#row").is_visible()
+    other.page.locator("#row").wait_for()  # its tab is open
     assert len(other.asked) == 1
     other.page.locator("#row a").nth(6).click()
     assert close(other.shows(8, SEED + 6), digit(bundled, 8, SEED + 6, STEPS))
@@ -430,7 +432,7 @@ def test_a_sheet_of_one_digit_is_no_poster_and_an_empty_one_a_sentence(visit):
     one.page.get_by_role("button", name="Draw the sheet").click()
     one.page.wait_for_selector("digit-sheet canvas")
     assert one.page.locator("digit-sheet canvas").bounding_box()["width"] <= 112
-    for box in one.page.locator("#sheet .classes label:has(:checked)").all():
+    for box in one.page.locator("#sheet .classes label").all()[:10]:
         box.click()
     one.page.get_by_role("button", name="Draw the sheet").click()
     one.page.locator("#sheet .classes .problem").get_by_text("lass").wait_for()
@@ -464,11 +466,12 @@ def test_a_sketch_is_finished(visit):
     one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.75')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
-    one.page.locator("#noise input[type=number]").fill("0")  # keeps the sketch
-    one.until("$('#finished').film.about.includes('t = 0:')")
+    one.page.locator("#noise input[type=number]").fill("0.1")  # the sketch stays almost as it is
+    one.until("$('#finished').film.times[0] === 0.1 && $('#finished').index === $('#finished').film.times.length - 1")
     one.settle()
-    assert close(one.pixels("#finished .digits-large"), one.page.evaluate("document.querySelector('#paper').pixels"))
-    assert not close(kept, one.pixels("#finished .digits-large"))
+    drawn = np.array(one.page.evaluate("document.querySelector('#paper').pixels")).reshape(28, 28)
+    last = one.pixels("#finished .digits-large")
+    assert np.abs(last - drawn).mean() < np.abs(kept - drawn).mean() / 2
 
 
 CONTRAST = """() => {
@@ -546,7 +549,7 @@ def test_on_a_phone_the_digit_is_in_sight_of_its_controls(visit):
 def test_the_classes_are_an_even_grid(visit, width):
     one = visit(viewport={"width": width, "height": 667})
     boxes = [label.bounding_box() for label in one.page.locator("#panel .classes label").all()]
-    assert len({(box["width"], box["height"]) for box in boxes}) == 1
+    assert len({(round(box["width"]), round(box["height"])) for box in boxes}) == 1
     assert [len({round(box[edge]) for box in boxes}) for edge in "xy"] == [6, 2]
 
 
@@ -625,8 +628,9 @@ BAD = [
     ("/morph", {"digit": "7", "seed": 1, "other_seed": 2, "count": 17}, "count must be a whole number from 2 to 16"),
     ("/morph", {"digit": "7", "seed": 1, "other_seed": -2}, "other_seed must be"),
     ("/finish", {"sketch": [0] * 783, "digit": "7"}, "sketch must be a list of 784 numbers"),
+    ("/finish", {"sketch": [0] * 784, "digit": "7"}, "not all of them 0"),
     ("/finish", {"sketch": [256] * 784, "digit": "7"}, "sketch pixel must be a whole number from 0 to 255"),
-    ("/finish", {"sketch": [0] * 784, "digit": "7", "noise": 1.5}, "noise must be a number from 0 to 1"),
+    ("/finish", {"sketch": [9] * 784, "digit": "7", "noise": 1.5}, "noise must be a number from 0 to 1"),
     ("/draw", {"digit": "x" * 50_000}, "class must be one of"),
     ("/steps", {"digit": "x" * 50_000}, "class must be one of"),
     ("/sheet", {"classes": "0-9," * 10_000}, "of at most 1000 characters"),
@@ -740,7 +744,7 @@ def test_forty_visitors_at_once(tmp_path, bundled):
     assert sizes[1] - sizes[0] < 60
 
 
-def test_only_checked_values_reach_the_gpu(monkeypatch):
+def test_only_checked_values_reach_the_gpu():
     """On ZeroGPU a drawing runs in another process: its arguments can be pickled, and a visitor's error is found
     before."""
     calls = []
@@ -752,32 +756,31 @@ def test_only_checked_values_reach_the_gpu(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(app, "on_gpu", on_gpu)
-    studio = app.Studio(weights.load())
-    app.build(studio)
-    assert studio.digit_tab(["7", None, 2, 1.0])[1]["sentence"].startswith("Seed is empty")
-    assert studio.digit_tab(["<b>", 1, 2, 1.0])[1]["field"] == "class"
-    assert next(studio.sheet_tab(["7", 0], ["7", 1, 1, 1.0]))[1]["field"] == "count"
-    assert studio.number_tab(["<b>"], ["7", 1, 1, 1.0])[1]["sentence"].startswith("A number has 1 to 16 digits")
+    drawing = studio.Studio(weights.load(), on_gpu)
+    app.build(drawing)
+    assert drawing.digit_tab(["7", None, 2, 1.0])[1]["sentence"].startswith("Seed is empty")
+    assert drawing.digit_tab(["<b>", 1, 2, 1.0])[1]["field"] == "class"
+    assert next(drawing.sheet_tab(["7", 0], ["7", 1, 1, 1.0]))[1]["field"] == "count"
+    assert drawing.number_tab(["<b>"], ["7", 1, 1, 1.0])[1]["sentence"].startswith("A number has 1 to 16 digits")
     bad = (
-        (studio.draw_api, ("ten",)),
-        (studio.steps_api, ("ten",)),
-        (studio.sheet_api, ("9-0",)),
-        (studio.change_api, ("7", "ten")),
-        (studio.morph_api, ("7", 1, -1)),
-        (studio.finish_api, ([0], "7")),
+        (drawing.draw_api, ("ten",)),
+        (drawing.steps_api, ("ten",)),
+        (drawing.sheet_api, ("9-0",)),
+        (drawing.change_api, ("7", "ten")),
+        (drawing.morph_api, ("7", 1, -1)),
+        (drawing.finish_api, ([0], "7")),
     )
     for function, values in bad:
-        with pytest.raises(app.gr.Error):
+        with pytest.raises(ValueError, match=r"must be|backwards"):
             function(*values)
     assert calls == []
-    assert np.array(studio.draw_api("7", 1, 1, 1.0)).shape == (28, 28)
-    assert len(studio.sheet_api("7", 3, 1, 1, 1.0)["images"]) == 3
-    assert list(studio.steps_api("7", 1, 1.0)) == ["1", "2", "4", "8", "16", "32"]
-    assert len(studio.change_api("7", "8", 1, [0.5, 0.1], 1)) == 2
-    assert len(studio.morph_api("7", 1, 2, 3, 1)) == 3
-    assert np.array(studio.finish_api([0] * 784, "7", steps=1)).shape == (28, 28)
-    assert studio.paths_tab(["7", 1, 1, 1.0])["digits"] == ["7"]
+    assert np.array(drawing.draw_api("7", 1, 1, 1.0)).shape == (28, 28)
+    assert len(drawing.sheet_api("7", 3, 1, 1, 1.0)["images"]) == 3
+    assert list(drawing.steps_api("7", 1, 1.0)) == ["1", "2", "4", "8", "16", "32"]
+    assert len(drawing.change_api("7", "8", 1, [0.5, 0.1], 1)) == 2
+    assert len(drawing.morph_api("7", 1, 2, 3, 1)) == 3
+    assert np.array(drawing.finish_api([9] * 784, "7", steps=1)).shape == (28, 28)
+    assert drawing.paths_tab(["7", 1, 1, 1.0])["digits"] == ["7"]
     assert calls == ["whole", "batches", "batches", "film", "film", "whole", "film"]
 
 
@@ -787,7 +790,7 @@ def test_only_checked_values_reach_the_gpu(monkeypatch):
 @pytest.fixture
 def served(bundled):
     """The page in this process, with the bundled weights: its address."""
-    page = app.build(app.Studio(bundled))
+    page = app.build(studio.Studio(bundled, listened=app.listened))
     _, url, _ = app.serve(page, prevent_thread_lock=True, quiet=True)
     yield url.rstrip("/")
     page.close()
@@ -829,7 +832,7 @@ def test_who_waits_for_another_sheet_is_told_so(visit):
 
 def counted(monkeypatch, name: str) -> list:
     """The steps that a function of `sampling` takes from now on, one item each."""
-    steps, whole = [], getattr(app.sampling, name)
+    steps, whole = [], getattr(sampling, name)
 
     def function(*arguments):
         *arguments, turn = arguments
@@ -842,7 +845,7 @@ def counted(monkeypatch, name: str) -> list:
 
         return whole(*arguments, counting)
 
-    monkeypatch.setattr(app.sampling, name, function)
+    monkeypatch.setattr(sampling, name, function)
     return steps
 
 
@@ -864,21 +867,21 @@ def test_an_abandoned_sheet_stops_at_its_next_step(chromium, served, monkeypatch
 def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypatch):
     """Its columns disappear, and the new one begins."""
     steps = counted(monkeypatch, "compare_steps")
-    hold, passed = threading.Event(), app.wanted
+    hold, passed = threading.Event(), studio.Studio.wanted
 
     @contextmanager
-    def slowly():
-        with passed():
+    def slowly(self):
+        with passed(self):
             if len(steps) > 3:
                 hold.wait(60)
             yield
 
-    monkeypatch.setattr(app, "wanted", slowly)
+    monkeypatch.setattr(studio.Studio, "wanted", slowly)
     page = chromium.new_page(viewport={"width": 1100, "height": 2400})
     page.goto(served)
     page.get_by_role("tab", name="Why it works").click()
     page.wait_for_function("document.querySelectorAll('digit-steps canvas').length > 0")
-    monkeypatch.setattr(app, "wanted", passed)
+    monkeypatch.setattr(studio.Studio, "wanted", passed)
     page.locator("#panel summary").click()
     page.locator("#panel input[name=guidance]").fill("2")
     page.wait_for_function("document.querySelector('digit-steps').parentElement.classList.contains('stale')")
@@ -892,7 +895,7 @@ def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypa
 def test_foreign_class_names_fit(chromium):
     names = ("T-shirt", "Ankle boot", "x" * 60, *map(str, range(7)))
     network = DiT(width=32, depth=1, heads=2, classes=10, class_names=names).requires_grad_(False)
-    page = app.build(app.Studio(weights.Weights(network, SamplingConfig(), "here", {})))
+    page = app.build(studio.Studio(weights.Weights(network, SamplingConfig(), "here", {})))
     _, url, _ = app.serve(page, prevent_thread_lock=True, quiet=True)
     tab = chromium.new_page(viewport={"width": 375, "height": 667})
     tab.goto(url)
@@ -920,8 +923,8 @@ def test_foreign_class_names_fit(chromium):
     ],
 )
 def test_a_link_is_clamped_never_an_error(query, expected):
-    start = {**app.START, "steps": STEPS, "guidance": 1.0}
-    assert tuple(app.from_link(query, start).values()) == expected
+    start = {**studio.START, "steps": STEPS, "guidance": 1.0}
+    assert tuple(studio.from_link(query, start).values()) == expected
 
 
 @pytest.mark.parametrize(

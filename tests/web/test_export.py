@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from model import export, images, page, sampling, weights
+from model import export, images, sampling, weights
 from model.common import sha256
 from model.dit import DiT
+from model.page import html as words
+from model.page.studio import START
 from model.web import site
 
 
@@ -57,7 +59,7 @@ def test_classes_ranges_and_defaults_come_from_python(tmp_path):
     found = settings(tmp_path / "site")
     assert found["classes"] == list(network.class_names)
     assert found["sampling"] == {"steps": 5, "guidance": 1.5, "time_shift": 2}
-    assert found["start"] == page.START
+    assert found["start"] == START
     assert found["most"] == {"steps": 50, "guidance": 5, "seed": 2**31 - 1, "number": 16, "sheet": 400}
     assert tuple(found["stepCounts"]) == sampling.STEP_COUNTS
     assert found["weights"] == part(tmp_path / "site", "weights-").name
@@ -71,6 +73,14 @@ def test_every_file_that_the_page_names_is_there_and_kept_for_the_next_visit(exp
     assert all((exported / name).is_file() for name in named)
     kept = set(json.loads(re.search(r"const FILES = (.*);", script)[1]))
     assert kept == set(contents(exported)) - {"index.html", "sw.js", "picture.png", "LICENSE"}
+
+
+def test_the_words_are_those_of_the_gradio_page(exported):
+    text = index(exported)
+    for name, sentence in (words.STEPS, words.NUMBER, words.SHEET):
+        assert f"<h2>{name}</h2><p>{sentence}</p>" in text
+    assert f"<h1>{words.TITLE}</h1>" in text
+    assert words.GUIDANCE in text
 
 
 def test_the_address_is_in_the_picture_for_links(exported, small_weights, tmp_path):

@@ -1,0 +1,346 @@
+"""What the page can draw: checked functions of plain values for its tabs and its API, and whose turn it is."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+
+import torch
+
+from model import check, sampling, scenes, weights
+from model.common import masked
+from model.images import CLASSES, SIZE, columns
+from model.page import html as pictures
+from model.turns import Turns
+
+START = {"digit": "7", "seed": 67}  # what the page opens with; steps and guidance are those of the weights
+MAX_SHEET = 400  # digits
+AREA = SIZE**2  # pixels of a sketch
+MAX_ROW = 16  # digits of a row that the API draws
+PATHS = 8  # through the plane
+CHANGES = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0]  # times at which a digit changes its class
+NOISE = 0.75  # on a sketch
+MORPHS = 8  # digits from one seed to another
+# Digits of 50 steps that a call of another kind takes at most.
+ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
+ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS, "sketch_tab": 1}
+ROWS |= {"change_api": MAX_ROW, "morph_api": MAX_ROW}
+OWN_DEVICE = "SPACES_ZERO_GPU" in os.environ  # there every call has a process and a device of its own
+TURNS = nullcontext() if OWN_DEVICE else Turns()
+
+
+def work(function: str, values: dict) -> int:
+    """Steps of single digits that a call takes at most; a foreign value counts as the largest, a single digit as
+    none."""
+    if function == "sheet_tab":
+        (_, count), (_, _, steps, _) = (padded(values.get(name), size) for name, size in (("asked", 2), ("subject", 4)))
+    elif function == "sheet_api":
+        count, steps = values.get("count"), values.get("steps")
+    else:
+        return ROWS.get(function, 0) * sampling.MAX_STEPS
+    sizes = [
+        value if type(value) is int and 0 < value < high else high
+        for value, high in ((count, MAX_SHEET), (steps, sampling.MAX_STEPS))
+    ]
+    return sizes[0] * sizes[1]
+
+
+def padded(value, size: int) -> list:
+    """A list of that many values, None where a foreign one is none."""
+    return [*value, *[None] * size][:size] if isinstance(value, list) else [None] * size
+
+
+def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
+    """The controls that a link asks for: each value clamped to its range, and the default for an invalid one."""
+    values = dict(start)
+    if query.get("digit") in classes:
+        values["digit"] = query["digit"]
+    ranges = {"seed": (int, 0, sampling.MAX_SEED), "steps": (int, 1, sampling.MAX_STEPS)}
+    ranges["guidance"] = (float, 0, sampling.MAX_GUIDANCE)
+    for name, (kind, low, high) in ranges.items():
+        try:
+            asked = kind(query[name])
+        except (KeyError, ValueError):
+            continue
+        if asked == asked:  # not NaN
+            values[name] = min(max(asked, low), high)
+    return values
+
+
+class Studio:
+    """What the tabs and the API call: small checked functions of plain values over `model/`.
+
+    A `subject` is the list of what the page is about: class, seed, steps, guidance. `on_gpu` wraps what draws, and
+    `listened` tells whether somebody still waits for the call that runs.
+    """
+
+    def __init__(
+        self,
+        loaded: weights.Weights,
+        on_gpu: Callable = lambda function: function,
+        listened: Callable[[], bool] = lambda: True,
+    ):
+        self.listened = listened
+        self.network, self.sampling, self.classes = loaded.network, loaded.sampling, loaded.network.class_names
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        source, at, commit = masked(loaded.source).partition("@")
+        device = next(self.network.parameters()).device.type
+        self.about = pictures.about(count, f"{source[:60]}{at}{commit[:12]}", device, loaded.notice)
+        self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        self.planes = scenes.read_planes()
+        self.can_write_numbers = self.classes[:10] == CLASSES[:10]
+        if START["digit"] not in self.classes:
+            self.start["digit"] = self.classes[0]
+        self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
+        self.whole, self.film, self.batches = map(on_gpu, (self.whole, self.film, self.batches))
+
+    # ---- whose turn it is
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """One step of a drawing; raises ValueError once nobody waits for it."""
+        if not self.listened():
+            raise ValueError("nobody waits for this drawing any more")
+        yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One step of a drawing, or a short one as a whole, alone on the device."""
+        with TURNS, self.wanted():
+            yield
+
+    def while_wanted(self, chunks: Iterator) -> Iterator:
+        """The chunks of a drawing in another process, which does not hear that nobody waits any more."""
+        for chunk in chunks:
+            with self.wanted():
+                yield chunk
+
+    # ---- what runs on the GPU, once every value is checked: a function of `sampling` and its values
+
+    def whole(self, function, *values):
+        with self.turn():
+            return function(self.network, *values, self.wanted)
+
+    def film(self, function, *values):
+        return function(self.network, *values, self.turn)
+
+    def batches(self, function, *values):
+        yield from function(self.network, *values, self.turn)
+
+    # ---- one checked call each; ValueError for a bad value
+
+    def config(self, steps=None, guidance=None):
+        return self.sampling.updated(steps=steps, guidance=guidance)
+
+    def label(self, digit) -> torch.Tensor:
+        name = str(digit) if type(digit) is int else digit
+        return torch.tensor([sampling.label(name, self.classes)])
+
+    def draw_one(self, digit, seed, config):
+        return self.whole(sampling.draw_film, self.label(digit), [sampling.check_seed(seed)], config)
+
+    def compare_steps(self, digit, seed, config):
+        labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
+        yield from self.while_wanted(self.batches(sampling.compare_steps, labels, sampling.check_seed(seed), config))
+
+    def labels(self, classes, count):
+        return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
+
+    def draw_sheet(self, labels, seed, config):
+        seed = sampling.check_seed(seed, len(labels))
+        yield from self.while_wanted(self.batches(sampling.draw, labels, seed, config))
+
+    def change(self, digit, other, seed, at, config):
+        check.whole("number of times", len(at), 1, MAX_ROW)
+        at = [check.number("switch time", t, 0, 1) for t in at]
+        label, other = self.label(digit).item(), self.label(other).item()
+        return self.film(sampling.change_class, label, other, sampling.check_seed(seed), config, at)
+
+    def morph(self, digit, seed, other, count, config):
+        count, other = check.whole("count", count, 2, MAX_ROW), check.whole("other_seed", other, 0, sampling.MAX_SEED)
+        return self.film(sampling.morph, self.label(digit).item(), sampling.check_seed(seed), other, count, config)
+
+    def finish(self, sketch, digit, seed, noise, config):
+        if not isinstance(sketch, list) or len(sketch) != AREA or not any(sketch):
+            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row, not all of them 0")
+        pixels = torch.tensor([check.whole("sketch pixel", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8)
+        label, seed, noise = self.label(digit).item(), sampling.check_seed(seed), check.number("noise", noise, 0, 1)
+        return self.whole(sampling.finish, pixels.view(SIZE, SIZE), label, seed, noise, config)
+
+    # ---- the API: ValueError for a bad value
+
+    def draw_api(
+        self, digit: str, seed: int = 42, steps: int | None = None, guidance: float | None = None
+    ) -> list[list[int]]:
+        """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255
+        white."""
+        return self.draw_one(digit, seed, self.config(steps, guidance)).digits[0].tolist()
+
+    def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
+        """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
+        steps."""
+        columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
+        return {str(count): pixels.tolist() for count, pixels, _ in columns}
+
+    def sheet_api(
+        self,
+        classes: str = "0-9",
+        count: int = 100,
+        seed: int = 42,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> dict[str, list]:
+        """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of
+        seed + i."""
+        labels = self.labels(classes, count)
+        pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
+        return {"images": pixels.tolist(), "labels": labels.tolist()}
+
+    def change_api(
+        self,
+        digit: str,
+        other: str,
+        seed: int = 42,
+        at: list[float] = CHANGES,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[list[int]]]:
+        """One noise that starts as class `digit` and goes on as class `other`: one image for each time in `at`, from 1
+        (noise: all of it is the other class) to 0 (never). 1 to 16 times."""
+        config = self.config(steps, guidance)
+        return self.change(digit, other, seed, at if isinstance(at, list) else [at], config).digits.tolist()
+
+    def morph_api(
+        self,
+        digit: str,
+        seed: int,
+        other_seed: int,
+        count: int = 8,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[list[int]]]:
+        """2 to 16 images of one class, from the noise of one seed to that of another."""
+        return self.morph(digit, seed, other_seed, count, self.config(steps, guidance)).digits.tolist()
+
+    def finish_api(
+        self,
+        sketch: list[int],
+        digit: str,
+        noise: float = 0.7,
+        seed: int = 42,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[list[int]]:
+        """A sketch (784 numbers, row by row, 0 black to 255 white) finished as a class: `noise` from 0, which keeps it,
+        to 1, which forgets it."""
+        return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
+
+    # ---- the tabs: what to show, and the sentence about a bad value, for which what is shown stays
+
+    def digit(self, subject):
+        """The film of the digit that the page is about."""
+        digit, seed, steps, guidance = subject
+        config = replace(self.sampling, steps=steps, guidance=guidance)
+        return pictures.film(self.draw_one(digit, seed, config), [digit], [seed], config)
+
+    def digit_tab(self, subject):
+        with pictures.Told() as told:
+            told.value = self.digit(subject)
+        return told.both
+
+    def row(self, number, subject):
+        """The film of all digits of a number."""
+        _, seed, steps, guidance = subject
+        config = replace(self.sampling, steps=steps, guidance=guidance)
+        labels = sampling.parse_number(pictures.plain(number))
+        seeds = range(sampling.check_seed(seed, len(labels)), seed + len(labels))
+        film = self.film(sampling.draw_film, labels, seeds, config)
+        return pictures.row(film, [self.classes[label] for label in labels], config, seeds=list(seeds))
+
+    def number_tab(self, asked, subject):
+        with pictures.Told() as told:
+            if asked[0]:
+                told.value = self.row(asked[0], subject)
+        return told.both
+
+    def visit(self, query: dict) -> list:
+        """What a link asks for: its controls and its digit, and the number that it writes."""
+        subject = list(from_link(query, self.start, self.classes).values())
+        number = query.get("number", "") if self.can_write_numbers else ""
+        return [subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
+
+    def paths_tab(self, subject):
+        """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""
+        with suppress(ValueError):  # the digit's own form says so
+            digit, seed, _, guidance = subject
+            if not (self.can_write_numbers and digit in self.planes):
+                return {"digits": []}
+            seeds, config = (
+                range(sampling.check_seed(seed, PATHS), seed + PATHS),
+                replace(self.sampling, guidance=guidance),
+            )
+            return self.film(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
+        return pictures.KEEP
+
+    def styles_tab(self, subject):
+        """Ten classes from the noise of the page."""
+        with suppress(ValueError):
+            _, seed, steps, guidance = subject
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            return self.film(scenes.styles, [sampling.check_seed(seed)], config)
+        return pictures.KEEP
+
+    def steps_tab(self, subject):
+        """The columns of ever more steps, each shown as soon as it is drawn."""
+        with suppress(ValueError):
+            digit, seed, _, guidance = subject
+            config = replace(self.sampling, guidance=guidance)
+            shown = pictures.steps([digit], seed, config)
+            for column in self.compare_steps(digit, seed, config):
+                shown["columns"].append(pictures.column(*column))
+                yield shown
+
+    def change_tab(self, asked, subject):
+        """One noise whose class changes on the way, earlier and later."""
+        with pictures.Told() as told:
+            (other,), (digit, seed, steps, guidance) = asked, subject
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            film = self.change(digit, other, seed, CHANGES, config)
+            told.value = pictures.changed(film, digit, other, seed, CHANGES, config)
+        return told.both
+
+    def morph_tab(self, asked, subject):
+        """Digits between the noise of the page and that of another seed."""
+        with pictures.Told() as told:
+            (other,), (digit, seed, steps, guidance) = asked, subject
+            config = replace(self.sampling, steps=steps, guidance=guidance)
+            film = self.morph(digit, seed, other, MORPHS, config)
+            told.value = pictures.morphed(film, digit, (seed, other), MORPHS, config)
+        return told.both
+
+    def sketch_tab(self, sketch, asked, subject):
+        """What becomes of a sketch."""
+        with pictures.Told() as told:
+            (noise,), (digit, seed, steps, guidance) = asked, subject
+            if sketch:
+                config = replace(self.sampling, steps=steps, guidance=guidance)
+                film = self.finish(sketch, digit, seed, noise, config)
+                told.value = pictures.finished(film, digit, seed, noise, config)
+        return told.both
+
+    def sheet_tab(self, asked, subject):
+        """The sheet, growing as it is drawn."""
+        with pictures.Told() as told:
+            (classes, count), (_, seed, steps, guidance) = asked, subject
+            if not classes:
+                raise ValueError("class is missing; choose at least one")
+            labels, config = self.labels(classes, count), replace(self.sampling, steps=steps, guidance=guidance)
+            names = [self.classes[label] for label in labels]
+            told.value = pictures.sheet(
+                names, sampling.check_seed(seed, count), config, columns(count), labels.tolist()
+            )
+            for batch in self.draw_sheet(labels, seed, config):
+                told.value["pixels"].append(pictures.base64_of(batch))
+                yield told.both
+        if told.problem:
+            yield told.both

@@ -301,6 +301,10 @@ def test_a_link_is_a_picture_that_is_drawn_once(visit, bundled):
     assert one.page.get_by_role("radio", name="5").is_checked()
 
 
+def test_a_link_to_what_the_page_opens_with_anyway(visit):
+    visit(f"/?digit=7&seed={SEED}&steps=x").shows(7)
+
+
 def test_the_copied_link_opens_the_same_digit(visit, page_url):
     one = visit("/?digit=4&seed=3&steps=5&guidance=1.5", permissions=["clipboard-read", "clipboard-write"])
     first = one.shows(4, 3, 5)

@@ -731,9 +731,9 @@ def test_forty_visitors_at_once(tmp_path, bundled):
                     outcomes.append(kind == "complete" and close(data[0], expected[seed]))
 
     def is_served() -> bool:
-        """Whether a call is taken and answered, which comes after all that waited before it."""
+        """Whether a sheet is taken and drawn, which comes after all that waited before it."""
         with httpx.Client(timeout=120) as http, suppress(KeyError):  # a refused call has no event
-            return ask(http, url, "7", 1, 1, 1.0)[0] == "complete"
+            return ask(http, url, "0-9", 1, 1, 1, 1.0, endpoint="sheet")[0] == "complete"
         return False
 
     with serve(tmp_path / "log") as (url, server), ThreadPoolExecutor(40) as crowd:

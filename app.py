@@ -198,7 +198,8 @@ def build(studio: Studio) -> gr.Blocks:
             for event in (*events, out.draw):
                 event(draw, [*fields, panel], [out, problem], **last, **private, **waiting, **ROW)
         scenery = ((paths_out, studio.paths_tab), (styles_out, studio.styles_tab), (steps_out, studio.steps_tab))
-        shown = [out.draw(draw, panel, out, **last, **private, **quiet, **ROW) for out, draw in scenery]
+        anew = {"trigger_mode": "multiple"}  # the one before was cancelled, of which the browser may not know yet
+        shown = [out.draw(draw, panel, out, **anew, **private, **quiet, **ROW) for out, draw in scenery]
         panel.input(None, cancels=shown, **private)  # before the digit, whose drawing the browser would wait for
         panel.input(studio.digit_tab, panel, digit_shown, **last, **private, **waiting, **DIGIT)
         run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **private, **waiting, **SHEET)

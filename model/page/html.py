@@ -102,13 +102,14 @@ def about(parameters: int, source: str, device: str, notice: str | None) -> str:
 
 def panel(classes: Sequence[str], start: dict, drawn: bool) -> str:
     """The controls that all tabs share; where nothing is `drawn` yet, the page begins as a visit does."""
+    blank = ' <span class="hint">a digit, or a blank picture</span>' * ("black" in classes)
     options = "".join(choice("radio", "digit", name, name == start["digit"]) for name in classes)
     rest = slider("guidance", "Guidance", start["guidance"], 0, sampling.MAX_GUIDANCE, 0.05, GUIDANCE) + number(
         "seed", "Seed", start["seed"], sampling.MAX_SEED, "The seed chooses the noise, and with it the handwriting."
     )
     return (
         '<form class="panel" data-fields="digit seed steps guidance"' + " data-visit" * (not drawn) + ">"
-        f'<fieldset class="classes" data-field="class"><legend>Class</legend><div>{options}</div></fieldset>'
+        f'<fieldset class="classes" data-field="class"><legend>Class{blank}</legend><div>{options}</div></fieldset>'
         + slider("steps", "Steps", start["steps"], 1, sampling.MAX_STEPS, 1, "from noise to digit")
         + f'<div class="buttons">{button("another", "Another seed")}{button("copy", "Copy link")}</div>'
         f'<details><summary>Guidance and seed</summary>{rest}</details><p class="problem" role="alert"></p></form>'
@@ -123,8 +124,8 @@ def number_form() -> str:
         '<form class="line" data-fields="number"><label for="number">A number</label>'
         '<input id="number" name="number" type="text" inputmode="numeric" autocomplete="off" '
         f'placeholder="a birthday, say" aria-describedby="number-hint">{submit("Write it")}'
-        f'<p class="hint" id="number-hint">1 to {sampling.MAX_NUMBER} digits; the first one has the seed of the page, '
-        'each further one the next.</p><p class="problem" role="alert"></p></form>'
+        f'<p class="hint" id="number-hint">1 to {sampling.MAX_NUMBER} digits, each from a seed of its own; '
+        'points and dashes are left out.</p><p class="problem" role="alert"></p></form>'
     )
 
 

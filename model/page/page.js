@@ -144,7 +144,11 @@
             trigger(event);
         });
         if (!event || about === "sketch") return;
-        area = {element, trigger: () => trigger(event), seen: false, waits: false, drawn: "", fields: about.split(" ")};
+        area = {element, seen: false, waits: false, fields: about.split(" "), ask: () => {
+            if (props.value) props.value = {...props.value, stale: true}; // the same picture is news then, too
+            trigger(event);
+        }};
+        area.drawn = props.value && subject ? key(area) : ""; // a link has brought it
         areas.push(area);
         new IntersectionObserver(entries => {
             area.seen = entries.at(-1).isIntersecting;
@@ -198,6 +202,9 @@
         },
     };
 
+    // What of the subject a picture depends on.
+    const key = area => JSON.stringify(area.fields.map(name => subject[name]));
+
     // What is being drawn is cancelled by every change of the subject, so it is drawn again, changed or not.
     function forget() {
         for (const area of areas) if (area.waits) area.drawn = "";
@@ -207,12 +214,11 @@
     function refresh() {
         if (!subject) return;
         for (const area of areas) {
-            const about = JSON.stringify(area.fields.map(name => subject[name]));
-            if (!area.seen || area.drawn === about) continue;
+            if (!area.seen || area.drawn === key(area)) continue;
             area.element.classList.add("stale");
-            area.drawn = about;
+            area.drawn = key(area);
             area.waits = true;
-            area.trigger();
+            area.ask();
         }
     }
 

@@ -267,7 +267,11 @@ class Studio:
         """What a link asks for: its controls and its digit, and the number that it writes."""
         subject = list(from_link(query, self.start, self.classes).values())
         number = query.get("number", "") if self.can_write_numbers else ""
-        return [subject, *self.digit_tab(subject), [number], *self.number_tab([number], subject)]
+        film = {
+            **self.digit(subject),
+            "linked": True,
+        }  # news to the browser, even if it is the first one
+        return [subject, film, None, [number], *self.number_tab([number], subject)]
 
     def paths_tab(self, subject):
         """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""

@@ -65,7 +65,11 @@ def test_visitors_read_what_they_need_and_the_log_keeps_no_secret(odd, http):
 
 def test_a_proxy_shows_the_page_under_its_path(http):
     http.post("/login", data={"username": "me", "password": f"{SECRET} {SECRET}"})
-    assert '"root":"http://digits.example/sub"' in http.get("/", headers={"Host": "digits.example"}).text
+    text = http.get("/", headers={"Host": "digits.example"}).text
+    assert '"root":"http://digits.example/sub"' in text
+    assert '"og:url" content="http://digits.example/sub/"' in text
+    assert '"og:image" content="http://digits.example/sub/preview.png"' in text
+    assert http.get("/sub/preview.png").headers["content-type"] == "image/png"
     assert http.get("/sub/config").status_code == 200
     assert http.get("/sub/gradio_api/upload").status_code == 404
 

@@ -301,6 +301,10 @@ def test_a_link_is_a_picture_that_is_drawn_once(visit, bundled):
     assert one.page.get_by_role("radio", name="5").is_checked()
 
 
+def test_a_link_to_what_the_page_opens_with_anyway(visit):
+    visit(f"/?digit=7&seed={SEED}&steps=x").shows(7)
+
+
 def test_the_copied_link_opens_the_same_digit(visit, page_url):
     one = visit("/?digit=4&seed=3&steps=5&guidance=1.5", permissions=["clipboard-read", "clipboard-write"])
     first = one.shows(4, 3, 5)
@@ -727,9 +731,9 @@ def test_forty_visitors_at_once(tmp_path, bundled):
                     outcomes.append(kind == "complete" and close(data[0], expected[seed]))
 
     def is_served() -> bool:
-        """Whether a call is taken and answered, which comes after all that waited before it."""
+        """Whether a sheet is taken and drawn, which comes after all that waited before it."""
         with httpx.Client(timeout=120) as http, suppress(KeyError):  # a refused call has no event
-            return ask(http, url, "7", 1, 1, 1.0)[0] == "complete"
+            return ask(http, url, "0-9", 1, 1, 1, 1.0, endpoint="sheet")[0] == "complete"
         return False
 
     with serve(tmp_path / "log") as (url, server), ThreadPoolExecutor(40) as crowd:

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -127,8 +128,8 @@ def picture(tag: str, value: dict | None = None, about: str = "") -> gr.HTML:
     )
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """The four tabs and the typed endpoints."""
+def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
+    """The four tabs and the typed endpoints; `static_page` is the address of an exported page to link to."""
     start = list(studio.start.values())
     with gr.Blocks(title=pictures.TITLE) as page:
         gr.HTML(pictures.title(), elem_id="title")
@@ -170,7 +171,7 @@ def build(studio: Studio) -> gr.Blocks:
                     sketch = picture('<digit-sketch id="paper"></digit-sketch>', about="sketch")
                     noise, noise_problem = form("noise", pictures.noise_form(NOISE), [NOISE])
                     finished_out = picture('<digit-film id="finished"></digit-film>', about="digit seed steps guidance")
-        gr.HTML(pictures.footer(studio.about), elem_id="about", apply_default_css=False)
+        gr.HTML(pictures.footer(studio.about, static_page), elem_id="about", apply_default_css=False)
 
         private = {"api_visibility": "private"}
         waiting = {"show_progress": "full", "show_progress_on": busy}
@@ -223,6 +224,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--share", action="store_true", help="also show it on a public address of Gradio's for a week")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="let in only who knows them")
     parser.add_argument(
+        "--static-page",
+        metavar="URL",
+        default=os.environ.get("STATIC_PAGE"),
+        help="where the page of model.export can be found, to link to it (default: the variable STATIC_PAGE)",
+    )
+    parser.add_argument(
         "--strict-weights", action="store_true", help="refuse to start when the weights cannot be loaded"
     )
     options = parser.parse_args(argv)
@@ -232,8 +239,10 @@ def main(argv: list[str] | None = None) -> int:
         user, colon, password = (options.auth or "").partition(":")
         if options.auth and not (user and password):
             raise ValueError("--auth takes USER:PASSWORD, neither of them empty")
+        if options.static_page and not re.fullmatch(r"https?://\S+", options.static_page):
+            raise ValueError(f"--static-page must begin with https://, unlike {options.static_page}")
         load = weights.load if options.strict_weights else weights.load_or_bundled
-        page = build(Studio(load(options.weights, pick(options.device)), on_gpu, listened))
+        page = build(Studio(load(options.weights, pick(options.device)), on_gpu, listened), options.static_page)
         # Gradio asks its own page whether it is there, for which no proxy of the environment is any use.
         os.environ["no_proxy"] = f"{os.environ.get('no_proxy', '')},127.0.0.1,localhost" if options.share else "*"
         try:

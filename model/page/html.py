@@ -56,8 +56,11 @@ def digit_title() -> str:
     return '<h2 id="digit-title" tabindex="-1"></h2><p id="announcement" role="status" class="unseen"></p>'
 
 
-def footer(about: str) -> str:
-    return f"<p>{about}</p>"
+def footer(about: str, static_page: str | None) -> str:
+    """The last lines, with a link to the same digit on the page that needs no server, if there is one."""
+    address = html.escape(static_page or "")
+    link = f'<a id="static" href="{address}">Draw in your own browser instead</a>, without a queue.<br>' * bool(address)
+    return f"<p>{link}{about}</p>"
 
 
 STEPS = (
@@ -68,9 +71,9 @@ STEPS = (
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
 CHANGE = (
     "Change its mind",
-    "The network begins with the class of the page and is asked for another one on the way. Asked early, when all is "
-    "noise (t = 1), it draws the other one; asked late, near the end (t = 0), it cannot turn back any more. What it "
-    "will be is decided in between.",
+    "The network starts with the class of the page and is asked for another one on the way. Asked early, it draws the "
+    "other one; asked late, it no longer can. The class is decided early, at about t = 0.8, long before the digit is "
+    "clear.",
 )
 MORPH = (
     "From one handwriting to another",
@@ -79,7 +82,8 @@ MORPH = (
 )
 SKETCH = (
     "Finish a sketch",
-    "Draw something; noise is laid over it, and the network takes the noise away again, as the class of the page.",
+    "Draw something. Noise is laid over it, and the network takes the noise away again, as the class of the page. A "
+    "little noise keeps your lines, a lot keeps only the idea.",
 )
 SHEET = ("A sheet", "Up to 400 digits, each from a seed of its own. Click one to open it.")
 

@@ -257,7 +257,9 @@
 
     // Make the address bar show what is drawn, whatever the controls say.
     function follow() {
-        history.replaceState(null, "", query());
+        const link = query(), elsewhere = one("#static");
+        history.replaceState(null, "", link);
+        if (elsewhere) elsewhere.search = link.search;
     }
 
     async function copyLink(button) {

@@ -18,8 +18,8 @@ MAX_SHEET = 400  # digits
 AREA = SIZE**2  # pixels of a sketch
 MAX_ROW = 16  # digits of a row that the API draws
 PATHS = 8  # through the plane
-CHANGES = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0]  # times at which a digit changes its class
-NOISE = 0.75  # on a sketch
+CHANGES = [1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.5, 0.0]  # times at which a digit changes its class
+NOISE = 0.85  # on a sketch: enough to complete a rough one
 MORPHS = 8  # digits from one seed to another
 # Digits of 50 steps that a call of another kind takes at most.
 ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
@@ -226,7 +226,7 @@ class Studio:
         self,
         sketch: list[int],
         digit: str,
-        noise: float = 0.7,
+        noise: float = NOISE,
         seed: int = 42,
         steps: int | None = None,
         guidance: float | None = None,

@@ -23,7 +23,7 @@ def odd(tmp_path_factory):
     (folder / "gradio").write_text("whoever made this, no folder can be made here")
     proxy, hub = "http://127.0.0.1:9", {"HF_ENDPOINT": f"http://user:{SECRET}@127.0.0.1:9", "HF_TOKEN": f"hf_{SECRET}"}
     variables = {**os.environ, "http_proxy": proxy, "https_proxy": proxy, "ALL_PROXY": "socks5://127.0.0.1:9", **hub}
-    variables |= {"TMPDIR": str(folder), "HF_HOME": str(folder)}
+    variables |= {"TMPDIR": str(folder), "HF_HOME": str(folder), "STATIC_PAGE": "https://digits.example/?a=1&b"}
     arguments = [
         "--weights",
         "nobody/<img src=x>" + "*_" * 100,
@@ -72,6 +72,20 @@ def test_a_proxy_shows_the_page_under_its_path(http):
     assert http.get("/sub/preview.png").headers["content-type"] == "image/png"
     assert http.get("/sub/config").status_code == 200
     assert http.get("/sub/gradio_api/upload").status_code == 404
+
+
+def test_the_page_links_to_the_one_that_needs_no_server(http):
+    http.post("/login", data={"username": "me", "password": f"{SECRET} {SECRET}"})
+    (footer,) = [part for part in http.get("/config").json()["components"] if part["props"].get("elem_id") == "about"]
+    assert '<a id="static" href="https://digits.example/?a=1&amp;b">' in footer["props"]["value"]
+
+
+def test_an_address_that_is_none_is_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        app.main(["--static-page", "javascript:alert(1)"])
+    assert capsys.readouterr().err == (
+        "python app.py: --static-page must begin with https://, unlike javascript:alert(1)\n"
+    )
 
 
 def test_control_c_is_quiet(odd):

@@ -53,9 +53,9 @@ def look(page, tab: str) -> None:
         page.get_by_label("A number").fill("19.04.1987")
         page.keyboard.press("Enter")
         page.wait_for_selector("digit-row canvas")
-        page.locator("input[name=count]").fill("100")
+        page.locator("input[name=count]").fill("40")
         page.get_by_role("button", name="Draw the sheet").click()
-        page.wait_for_function("document.querySelectorAll('digit-sheet canvas').length === 100")
+        page.wait_for_function("document.querySelectorAll('digit-sheet canvas').length === 40")
     if tab == "Why it works":
         page.wait_for_selector("digit-steps canvas >> nth=5")
     page.wait_for_load_state("networkidle")

@@ -268,7 +268,7 @@ def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], 
     """One digit per time at which its class changed."""
     other = f"a{named(other)[1:]}"
     about = f"{named(digit)} that becomes {other} at t = {', '.join(map(str, at))}: {settings(seed, config)}"
-    captions = ["never" if t == 0 else "from the start" if t == 1 else f"at t = {t:g}" for t in at]
+    captions = ["never" if t == 0 else "at once" if t == 1 else f"t = {t:g}" for t in at]
     return row(film, [digit] * len(at), config, about=about, captions=captions)
 
 

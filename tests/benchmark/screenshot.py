@@ -16,7 +16,7 @@ from model.sampling import draw_film
 from tests.server import ROOT, browser, serve
 
 VIEWS = {  # file: width, height, colour scheme, tab
-    ROOT / "tests/page/page.png": (1100, 900, "light", "Digit"),
+    ROOT / "tests/page/page.png": (1100, 940, "light", "Digit"),
     ROOT / "out/dark.png": (1100, 900, "dark", "Digit"),
     ROOT / "out/why.png": (1100, 1800, "light", "Why it works"),
     ROOT / "out/numbers.png": (1100, 1100, "dark", "Numbers"),

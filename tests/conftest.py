@@ -14,7 +14,7 @@ from training.measure.reference import Reference
 from training.train import main
 from training.trainer import Trainer
 
-SLOW = {"page", "hub", "recovery"}  # folders of tests with a browser, a network or processes of their own
+SLOW = {"page", "web", "hub", "recovery"}  # folders of tests with a browser, a network or processes of their own
 
 
 def pytest_collection_modifyitems(items):

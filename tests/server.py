@@ -5,9 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,30 @@ def serve(
     finally:
         process.kill()
         process.wait()
+
+
+class Files(SimpleHTTPRequestHandler):
+    """What `python -m http.server` does, in silence."""
+
+    def log_message(self, *_):
+        pass
+
+    def copyfile(self, *files):
+        with suppress(ConnectionError):  # a page that was closed while it loaded
+            super().copyfile(*files)
+
+
+@contextmanager
+def serve_files(folder: Path, port: int = 0) -> Iterator[str]:
+    """Serve a folder like `python -m http.server`: its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), partial(Files, directory=folder))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def chromium_path() -> str | None:

@@ -7,6 +7,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from model import check, weights
@@ -16,7 +17,7 @@ from training.config import Config, add_options
 from training.measure.evaluation import MOST, SWEEP_COUNT, Evaluation, Results, drawing_of
 from training.measure.reference import Reference
 from training.measure.samples import FEWEST, GeneratedSamples
-from training.run_folder import CONFIG, RUNS, WEIGHTS
+from training.run_folder import CONFIG, FILM, RUNS, WEIGHTS
 
 ALWAYS = {"epochs": 60.0, "preview_every": 20.0}
 ROWS = {
@@ -54,9 +55,14 @@ def train(name: str, config: Config) -> int:
     Raises ValueError where the folder holds a run with another configuration: the table would show the wrong flags.
     """
     folder = folder_of(name)
-    begun = (folder / CONFIG).exists()
-    if begun and Config.load(folder / CONFIG).recipe() != config.recipe():
-        raise ValueError(f"{folder} holds a run with other flags than these; give those, or move it away")
+    if begun := (folder / CONFIG).exists():
+        saved = Config.load(folder / CONFIG)
+        if config.init:  # whose network the run took over
+            saved = replace(saved, **config.network())
+        if saved.recipe() != config.recipe():
+            raise ValueError(f"{folder} holds a run with other flags than these; give those, or move it away")
+        if (folder / FILM).exists():  # it is finished
+            return 0
     where = ["--resume", str(folder)] if begun else ["--name", folder.name]
     return subprocess.run([sys.executable, "-m", "training.train", *where, *config.flags()]).returncode
 

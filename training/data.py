@@ -18,6 +18,11 @@ from model.images import BLACK, CLASSES, SIZE, WHITE
 from training import own_images
 
 DATASETS = {"mnist": MNIST, "fashion": FashionMNIST, "kmnist": KMNIST}
+NAMES = {  # of their ten classes
+    "mnist": CLASSES[:BLACK],
+    "fashion": ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
+    "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
 
 
 def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
@@ -27,7 +32,7 @@ def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch
     Raises OSError or ValueError, in one sentence, for data that is missing, damaged or of another kind.
     """
     if name in DATASETS:
-        return *with_blanks(*load(name, root), blanks), CLASSES
+        return *with_blanks(*load(name, root), blanks), (*NAMES[name], *CLASSES[BLACK:])
     return own_images.read(Path(name))
 
 
@@ -72,6 +77,14 @@ def with_blanks(pixels: torch.Tensor, labels: torch.Tensor, count: int) -> tuple
     black = torch.zeros(count, SIZE, SIZE, dtype=torch.uint8)
     blank_labels = torch.tensor([BLACK, WHITE]).repeat_interleave(count)
     return torch.cat([pixels, black, ~black]), torch.cat([labels, blank_labels])
+
+
+def fingerprint(pixels: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...]) -> str:
+    """The sha256 of a training set."""
+    digest = hashlib.sha256(repr(names).encode())
+    for tensor in (pixels, labels):
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def seeded(device: torch.device, *key) -> torch.Generator:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model import check, weights
-from model.common import add_shared, sentence_on_error
+from model.common import add_shared, python, sentence_on_error
 from model.device import pick
 from model.sampling import SamplingConfig, check_seed
 from training.measure.evaluation import MOST, PARTS, SWEEPS, Evaluation, Results, drawing_of
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     with sentence_on_error(parser):
         for name in ("torchmetrics", "matplotlib"):
             if find_spec(name) is None:
-                raise ValueError(f"{name} is missing, which only measuring needs: pip install -r requirements-dev.txt")
+                needed = python("-m", "pip", "install", "-r", "requirements-dev.txt")
+                raise ValueError(f"{name} is missing, which only measuring needs: {needed}")
         parts, device = parts_of(options), pick(options.device)
         count = check.whole("count", MOST if options.count is None else options.count, FEWEST, MOST)
         seed = check_seed(options.seed, count)

@@ -2,6 +2,7 @@
 
 python -m training.publish weights USER/NAME
 python -m training.publish space USER/NAME --weights USER/NAME
+python -m training.publish static USER/NAME --weights USER/NAME
 """
 
 import argparse
@@ -11,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from model import hub, weights
-from model.common import sentence_on_error
+from model.common import add_shared, python, sentence_on_error
+from model.web import site
 from training.release import upload
 from training.release.card import card
 
@@ -30,7 +32,7 @@ def publish_weights(options: argparse.Namespace, folder: Path) -> None:
     if options.dry_run:
         return show(folder, options.repo)
     commit = upload.send_weights(folder, options.repo, options.private, options.branch, options.pr)
-    print(f"Draw with it: python app.py --weights {options.repo}@{commit}")
+    print(f"Draw with it: {python('app.py', '--weights', f'{options.repo}@{commit}')}")
 
 
 def publish_space(options: argparse.Namespace, folder: Path) -> None:
@@ -51,11 +53,26 @@ def publish_space(options: argparse.Namespace, folder: Path) -> None:
     upload.send_space(folder, options.repo, source, options.private, options.hardware)
 
 
+def publish_static(options: argparse.Namespace, folder: Path) -> None:
+    loaded = site.export(options.weights, folder, upload.static_address(options.repo))
+    upload.check(next(folder.glob(f"{site.WEIGHTS}*")))
+    (folder / upload.CARD).write_text(upload.static_card(loaded.source, options.repo), encoding="utf-8")
+    if options.dry_run:
+        return show(folder, options.repo)
+    upload.send_static(folder, options.repo, options.private)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.publish", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True)
-    for what, help in (("weights", "a folder of weights to a model repository"), ("space", "the page to a Space")):
+    kinds = {
+        "weights": (publish_weights, "a folder of weights to a model repository"),
+        "space": (publish_space, "the page to a Gradio Space"),
+        "static": (publish_static, "the page that draws in the visitor's browser to a static Space"),
+    }
+    for what, (publish, help) in kinds.items():
         part = commands.add_parser(what, help=help)
+        part.set_defaults(publish=publish)
         part.add_argument("repo", metavar="USER/NAME", help="the repository, created if necessary")
         part.add_argument("--private", action="store_true", help="make it private")
         part.add_argument("--dry-run", action="store_true", help="check everything, and print what would be sent")
@@ -66,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
             where = part.add_mutually_exclusive_group()
             where.add_argument("--branch", help="send to this branch, created if necessary")
             where.add_argument("--pr", action="store_true", help="open a pull request")
+        elif what == "static":
+            add_shared(part, "--weights")
         else:
             part.add_argument(
                 "--weights", required=True, metavar="USER/NAME[@revision]", help="what the Space draws with"
@@ -75,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     with sentence_on_error(parser), TemporaryDirectory() as staged:
         if not re.fullmatch(hub.NAME, options.repo):
             raise ValueError(f"a repository is USER/NAME, not {options.repo!r}")
-        (publish_weights if options.what == "weights" else publish_space)(options, Path(staged))
+        options.publish(options, Path(staged))
     return 0
 
 

@@ -15,6 +15,7 @@ from training.measure import plots
 
 RUNS = Path("runs")
 CONFIG, HISTORY, METRICS, WEIGHTS = "config.json", "history.jsonl", "metrics.jsonl", "weights"
+FILM = "previews.gif"  # the last that a run writes
 FIELDS = {  # what is read again from the lines of a log
     HISTORY: {"commit": str, "device": str, "torch": str},
     METRICS: {"step": int, "images": int, "loss": float | None},
@@ -44,6 +45,24 @@ class RunFolder:
                 f"{self.path} already holds a run; continue it with --resume {quoted(self.path)}, "
                 "or choose another --name"
             )
+
+    def create(self) -> None:
+        """Claim a folder for a new run, without what a start left there that was killed before it wrote a
+        configuration."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.claim()
+        self.check_free()
+        if self.writes:
+            (self.path / HISTORY).unlink(missing_ok=True)
+
+    def check_data(self, data: str, sha256: str | None = None) -> None:
+        """Raise ValueError where the run began with another data set or, if the hash is given, with other images."""
+        for start in self.rows(HISTORY):
+            if start.get("data", data) != data or (sha256 and start.get("data_sha256", sha256) != sha256):
+                raise ValueError(
+                    f"{data} does not hold the images that the run in {self.path} began with; put those back, or start "
+                    f"another run with --init {quoted(self.path / WEIGHTS)}"
+                )
 
     def claim(self) -> None:
         """Lock the folder for as long as this process lives; raises ValueError where another process has it."""
@@ -119,16 +138,16 @@ class RunFolder:
             images.sheet(pixels, columns=6, scale=4).save(new)
 
     def plot_run(self) -> None:
-        """Write previews.gif and loss.png."""
+        """Write loss.png and previews.gif."""
         if not self.writes:
             return
-        plots.growth(self.path / "previews.gif", sorted((self.path / "previews").glob("[0-9]*.png")))
         rows = [row for row in self.rows(METRICS) if math.isfinite(row["loss"] or math.nan)]
         try:
             if rows:
                 plots.loss_curve(self.path / "loss.png", rows)
         except ImportError:
             print("No loss.png: it needs matplotlib (requirements-dev.txt).")
+        plots.growth(self.path / FILM, sorted((self.path / "previews").glob("[0-9]*.png")))
 
 
 def parsed(line: bytes):

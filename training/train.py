@@ -43,14 +43,8 @@ def start(options: dict, path: Path, preset: str) -> Trainer:
     folder = RunFolder(path)
     folder.check_free()
     run = fresh(options, folder, preset)
-    path.mkdir(parents=True, exist_ok=True)
-    folder.claim()
-    folder.check_free()
+    folder.create()
     run.record_start()
-    run.save()
-    if folder.writes:
-        run.config.save(path / CONFIG)
-    distributed.barrier()
     return run
 
 
@@ -67,13 +61,11 @@ def resume(options: dict, path: Path) -> Trainer:
             f"--init {quoted(path / WEIGHTS)}"
         )
     folder = RunFolder(path)
+    folder.check_data(config.data)
     run = Trainer(replace(config, **options), folder)
     folder.claim()
     run.restore()
     run.record_start()
-    if folder.writes:
-        run.config.save(path / CONFIG)
-    distributed.barrier()
     return run
 
 

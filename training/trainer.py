@@ -11,14 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from model import images, weights
-from model.common import git_commit
+from model.common import git_commit, python
 from model.device import described, pick
 from model.dit import DiT
 from model.sampling import SamplingConfig, states
 from training import checkpoint, data, distributed
 from training.config import Config
 from training.objective import compiled, learning_rate, make_loss, update_ema
-from training.run_folder import HISTORY, METRICS, WEIGHTS, RunFolder, quoted
+from training.run_folder import CONFIG, HISTORY, METRICS, WEIGHTS, RunFolder, quoted
 
 PREVIEWED = 60  # classes at most in a picture of them
 NONFINITE_LIMIT = 10  # steps in a row, after which a run stops
@@ -29,7 +29,10 @@ class Trainer:
 
     def __init__(self, config: Config, folder: RunFolder, initial: weights.Weights | None = None):
         """For a warm start, `initial` holds the first weights; the embedding of other classes starts anew."""
+        if config.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError(f"--tensorboard needs its package: {python('-m', 'pip', 'install', 'tensorboard')}")
         pixels, labels, names = load_once(config)
+        self.data_sha256 = data.fingerprint(pixels, labels, names)
         torch.manual_seed(config.seed)
         self.config, self.folder, self.device = config, folder, pick(config.device)
         # Bit-exact repeats on a CPU. Filling uninitialized memory would only cost time.
@@ -76,8 +79,6 @@ class Trainer:
         parallel = self.network if world == 1 else DistributedDataParallel(self.network, broadcast_buffers=False)
         self.loss_of = make_loss(parallel, config, self.device)
         self.board = None
-        if config.tensorboard and find_spec("tensorboard") is None:
-            raise ValueError("--tensorboard needs its package: pip install tensorboard")
         if config.compile:
             self.loss_of = compiled(self.loss_of, self.device)
 
@@ -216,14 +217,16 @@ class Trainer:
         if not self.folder.writes:
             return
         checkpoint.save(self.folder.path, self.state())
-        if self.folder.saved_weights_step() != self.step:  # else they may have been measured meanwhile
+        # Weights of this step may have been measured meanwhile; those of step 0 may be of a start that was killed.
+        if not self.step or self.folder.saved_weights_step() != self.step:
             weights.save(self.ema, self.folder.path / WEIGHTS, self.sampling, {"training": self.summary()})
 
     def restore(self) -> None:
         """Return to the newest checkpoint of the folder that is whole and of this run, and clean its logs.
 
-        Raises ValueError where there are only checkpoints of another run, OSError where there is none.
+        Raises ValueError where there are only checkpoints of another run or other images, OSError where there is none.
         """
+        self.folder.check_data(self.config.data, self.data_sha256)
         state, notice = checkpoint.load(self.folder.path, self.check_state)
         if notice:
             distributed.print_once(notice)
@@ -258,11 +261,15 @@ class Trainer:
             raise ValueError(f"the checkpoint in {self.folder.path} is of another network or incomplete")
 
     def record_start(self) -> None:
-        """Append what this start of the run works with to history.jsonl."""
-        device = device_name(self.device)
-        self.folder.append_row(
-            HISTORY, {"step": self.step, "commit": git_commit(), "device": device, "torch": torch.__version__}
-        )
+        """Record what this start of the run works with; a new run also gets its first checkpoint."""
+        row = {"step": self.step, "commit": git_commit(), "device": device_name(self.device)}
+        row |= {"torch": torch.__version__, "data": self.config.data, "data_sha256": self.data_sha256}
+        self.folder.append_row(HISTORY, row)
+        if not self.step:
+            self.save()
+        if self.folder.writes:
+            self.config.save(self.folder.path / CONFIG)  # last: from now on the folder holds a run
+        distributed.barrier()
 
     def summary(self) -> dict:
         """The training record that goes with the weights; what differed between the starts of a run is listed."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -18,8 +19,9 @@ USER = "me"
 TOKENS = {"hf_writer": "write", "hf_reader": "read"}  # no such token exists anywhere else
 NEEDED = {
     "model": {"license"},
-    "space": {"title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file"},
+    "space": {"title", "emoji", "colorFrom", "colorTo", "sdk", "app_file"},
 }
+NEEDED_BY_SDK = {"gradio": {"sdk_version", "python_version"}}
 
 
 class Refusal(Exception):
@@ -55,9 +57,11 @@ class Repository:
     def __post_init__(self):
         self.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
 
-    def commit(self, ref: str, files: dict[str, bytes], parent: str = "") -> str:
+    def commit(
+        self, ref: str, files: dict[str, bytes], parent: str = "", deleted: Collection[str] = frozenset()
+    ) -> str:
         parent = self.refs.get(ref, parent)
-        tree = {**self.commits.get(parent, {}), **files}
+        tree = {name: content for name, content in self.commits.get(parent, {}).items() if name not in deleted} | files
         name = commit_hash(parent, tree)
         self.commits[name] = tree
         self.refs[ref] = name
@@ -214,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
         self.writable(id.partition("/")[0])
         if (kind, id) in self.double.repositories:
             return self.say({"error": "You already created this repo", "url": f"{self.double.address}/{id}"}, 409)
-        if kind == "space" and asked.get("hardware") != "zero-a10g":
+        if kind == "space" and asked["sdk"] != "static" and asked.get("hardware") != "zero-a10g":
             raise Refusal(402, "Payment required: a CPU Space needs a PRO subscription")
         variables = {item["key"]: item["value"] for item in asked.get("variables", [])}
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
@@ -227,7 +231,8 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         front = re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)
         data = (yaml.safe_load(front[1]) if front else None) or {}
-        errors = [f'"{name}" is required' for name in sorted(NEEDED[asked["repoType"]] - set(data))]
+        needed = NEEDED[asked["repoType"]] | NEEDED_BY_SDK.get(data.get("sdk"), set())
+        errors = [f'"{name}" is required' for name in sorted(needed - set(data))]
         if len(data.get("short_description", "")) > 60:
             errors.append('"short_description" must be at most 60 characters')
         self.say({"errors": [{"message": text} for text in errors], "warnings": []}, 400 if errors else 200)
@@ -281,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
     def commit(self, kind: str, id: str, revision: str):
         self.writable(id.partition("/")[0])
         repository = self.repository(id, kind)
-        files = {}
+        files, deleted = {}, set()
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
@@ -290,22 +295,25 @@ class Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.double.objects:
                     raise Refusal(400, "LFS pointer pointed to a file that does not exist")
                 files[value["path"]] = self.double.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                deleted.add(value["path"])
         base = f"{self.double.address}/{'spaces/' if kind == 'space' else ''}{id}"
         answer = {}
         if self.query.get("create_pr"):
             number = 1 + sum(name.startswith("refs/pr/") for name in repository.refs)
             answer["pullRequestUrl"] = f"{base}/discussions/{number}"
-            name = repository.commit(f"refs/pr/{number}", files, repository.resolve(revision))
+            name = repository.commit(f"refs/pr/{number}", files, repository.resolve(revision), deleted)
         else:
             repository.resolve(revision)
-            name = repository.commit(revision, files)
+            name = repository.commit(revision, files, deleted=deleted)
         self.say({**answer, "success": True, "commitOid": name, "commitUrl": f"{base}/commit/{name}"})
 
     def info(self, kind: str, id: str, revision: str = "main"):
         repository = self.repository(id, kind)
         name = repository.resolve(revision)
         siblings = [{"rfilename": path} for path in repository.commits[name]]
-        self.say({"id": id, "sha": name, "private": repository.private, "siblings": siblings, "tags": []})
+        about = {"id": id, "sha": name, "private": repository.private, "siblings": siblings, "tags": []}
+        self.say(about | ({"sdk": repository.sdk} if kind == "space" else {}))
 
     def file(self, id: str, revision: str, path: str, kind: str = "model"):
         repository = self.repository(id, "space" if kind == "spaces/" else "model")

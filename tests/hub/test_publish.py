@@ -43,7 +43,7 @@ def test_weights_are_sent_as_they_are(worker, hub, house):
         assert sent[name] == (house / "weights" / name).read_bytes()
     commit = hub.repositories["model", "me/tiny"].refs["main"]
     assert f"{hub.address}/me/tiny: now at commit {commit}\n" in outcome.out
-    assert outcome.out.endswith(f"python app.py --weights me/tiny@{commit}\n")
+    assert re.search(rf"Draw with it: \S*python\S* app\.py --weights me/tiny@{commit}\n$", outcome.out)
     card = sent["README.md"].decode()  # written on the way, as the folder has none
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert "--weights me/tiny" in card
@@ -310,8 +310,12 @@ def test_a_space_is_the_page_and_nothing_else(worker, hub, folders):
     outcome = publish(worker, *SPACE)
     assert (outcome.status, outcome.err) == (0, "")
     sent = published(hub, "me/page", "space")
-    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "model").rglob("*.py")}
-    code |= {"model/page/page.css", "model/page/page.js"}
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "model").rglob("*.py") if path.parent.name != "web"}
+    code |= {
+        f"model/page/{path.name}"
+        for kind in ("css", "js", "json", "png")
+        for path in (ROOT / "model/page").glob(f"*.{kind}")
+    }
     assert {"model/dit.py", "model/page/__init__.py", "model/page/html.py"} <= code
     bundled = {f"weights/{name}" for name in WEIGHTS_FILES - {"README.md"}}
     assert set(sent) == {"app.py", "requirements.txt", "LICENSE", "README.md"} | code | bundled

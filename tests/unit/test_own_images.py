@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from model import generate, images, weights
+from model.common import python
 from model.dit import DiT
 from model.page import html
 from model.sampling import SamplingConfig, label, parse_labels
@@ -171,6 +172,17 @@ def test_weights_without_names_have_those_of_mnist(tmp_path):
     assert DiT(width=16, depth=1, heads=1, classes=26).class_names[25] == "25"
 
 
+@pytest.mark.parametrize(("name", "folder", "nine"), [("fashion", "FashionMNIST", "boot"), ("kmnist", "KMNIST", "wo")])
+def test_built_in_sets_have_the_names_of_their_classes(go, root, tmp_path, name, folder, nine):
+    (tmp_path / "data/MNIST").rename(tmp_path / "data" / folder)
+    assert go("--name", "a", data=name, epochs=0.25) == 0
+    loaded = weights.load(str(tmp_path / "runs/a/weights"), dtype=torch.float32)
+    names = loaded.network.class_names
+    assert (len(set(names)), names[9:], loaded.network.null_label) == (12, (nine, "black", "white"), 12)
+    assert parse_labels(f"{nine},0-2", 4, names=names).tolist() == [9, 0, 1, 2]
+    assert f"ask for one of {names[0]}, {names[1]}, " in str(card(tmp_path / "runs/a/weights"))
+
+
 def train(*words) -> int:
     try:
         return main([*map(str, words), *flags({**TINY, "batch": 8, "epochs": 1, "log_every": 1})])
@@ -206,6 +218,30 @@ def test_own_images_train_and_draw_from_one_command_each(pets, tmp_path, monkeyp
     assert "data must be mnist, fashion, kmnist, a folder or an .npz, not 'nowhere'" in capsys.readouterr().err
 
 
+def test_images_that_changed_since_the_start_are_refused(pets, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train("--data", "pets", "--name", "own") == 0
+    sentence = (
+        "python -m training.train: pets does not hold the images that the run in runs/own began with; put those back, "
+        "or start another run with --init runs/own/weights\n"
+    )
+    again, cat = ["--resume", "runs/own"], pets / "cat/0.png"
+    whole = cat.read_bytes()
+    assert main(again) == 0
+
+    def another_pixel():
+        grey(cat, np.full((28, 28), 100))
+
+    for change in (another_pixel, cat.unlink, lambda: (pets / "cat").rename(pets / "bird")):
+        change()
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(again)
+        assert capsys.readouterr().err.endswith(sentence)
+        (pets / "bird").rename(pets / "cat") if (pets / "bird").exists() else cat.write_bytes(whole)
+    assert main(again) == 0
+
+
 def test_page_offers_the_classes_of_the_weights(tmp_path):
     app = pytest.importorskip("app")
     network = DiT(width=16, depth=1, heads=1, classes=2, class_names=["cat", "my dog"])
@@ -232,7 +268,8 @@ def test_tensorboard_has_the_rows_of_the_log(pets, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trainer, "find_spec", lambda name: None)
     assert train("--data", "pets", "--tensorboard") == 2
-    assert capsys.readouterr().err.endswith(": --tensorboard needs its package: pip install tensorboard\n")
+    install = python("-m", "pip", "install", "tensorboard")
+    assert capsys.readouterr().err == f"python -m training.train: --tensorboard needs its package: {install}\n"
     assert not (tmp_path / "runs").exists()
     written = []
 

@@ -281,10 +281,12 @@ def test_history_and_summary_name_every_commit_and_device_of_a_run(go, tmp_path,
         monkeypatch.setattr(trainer, "described", lambda device, name=device: name)
         assert go(*arguments, stop_after=stop_after, **({"epochs": 1.5} if "--name" in arguments else {})) in (0, 143)
         recorded.append(weights.read(run / "weights").metrics["training"])
-    assert rows(run / "history.jsonl") == [
-        {"step": 0, "commit": "aaaa", "device": "a laptop", "torch": torch.__version__},
-        {"step": 2, "commit": "bbbb", "device": "a server", "torch": torch.__version__},
-        {"step": 3, "commit": "aaaa", "device": "a laptop", "torch": torch.__version__},
+    history = rows(run / "history.jsonl")
+    same = {"torch": torch.__version__, "data": "mnist", "data_sha256": history[0]["data_sha256"]}
+    assert history == [
+        {"step": 0, "commit": "aaaa", "device": "a laptop", **same},
+        {"step": 2, "commit": "bbbb", "device": "a server", **same},
+        {"step": 3, "commit": "aaaa", "device": "a laptop", **same},
     ]
     both = ("aaaa, then bbbb", "a laptop, then a server")
     assert [(record["commit"], record["device"]) for record in recorded] == [("aaaa", "a laptop"), both, both]
@@ -341,6 +343,15 @@ def test_edited_configuration_is_refused_on_resume(go, tmp_path, capsys):
     assert go("--resume", "runs/a") == 0
 
 
+def test_edited_data_is_refused_before_the_other_set_is_loaded(go, tmp_path, monkeypatch, capsys):
+    assert go("--name", "a", epochs=2, stop_after=3) == 143
+    config = tmp_path / "runs/a/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "data": "fashion"}))
+    monkeypatch.setattr(data, "load", lambda *arguments: pytest.fail("it loads"))
+    assert go("--resume", "runs/a") == 2
+    assert "fashion does not hold the images that the run in runs/a began with" in capsys.readouterr().err
+
+
 def test_finished_run_keeps_what_was_measured_when_resumed(go, tmp_path):
     assert go("--name", "a", epochs=1) == 0
     (tmp_path / "runs/a/weights/samples.png").write_bytes(b"measured for hours")
@@ -368,6 +379,25 @@ def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     with pytest.raises(ValueError, match="have another width; leave it out"):
         start({**options, "width": 64}, tmp_path / "runs/c", "full")
     assert not (tmp_path / "runs/c").exists()
+
+
+@pytest.mark.parametrize("moment", [(trainer.checkpoint, "save"), (Config, "save")])
+def test_start_that_was_killed_leaves_nothing_in_the_next_one(go, tmp_path, monkeypatch, moment):
+    """Killed before config.json is there, and started anew: another commit, another network."""
+
+    def kill(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "git_commit", lambda: "aaaa")
+    with monkeypatch.context() as patch:
+        patch.setattr(*moment, kill)
+        assert go("--name", "a", epochs=1) == 130
+    monkeypatch.setattr(trainer, "git_commit", lambda: "bbbb")
+    options = {**TINY, "width": 16, "epochs": 1.0, "data_root": str(tmp_path / "data")}
+    start(options, tmp_path / "runs/a", "full").folder.release()
+    assert [row["commit"] for row in rows(tmp_path / "runs/a/history.jsonl")] == ["bbbb"]
+    assert weights.read(tmp_path / "runs/a/weights").network.width == 16
+    assert weights.read(tmp_path / "runs/a/weights").metrics["training"]["commit"] == "bbbb"
 
 
 def test_run_is_not_started_over_another(go, tmp_path, capsys):

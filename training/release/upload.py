@@ -4,6 +4,7 @@ Staging means that a run which is still writing cannot change what was checked, 
 failed upload leaves the branch on the Hub as it was.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    SpaceCardData,
+    SpaceInfo,
+    get_token,
+)
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from model import hub, weights
+from model.common import python
 from model.sampling import states
+from model.web import site
 from training.release.card import PICTURES, results_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,6 +47,15 @@ OF_SPACE = (
     *(f"weights/{name}" for name in OF_WEIGHTS),
 )
 ZERO_GPU = "zero-a10g"
+ABOUT_SPACE = {
+    "title": "Digits from noise",
+    "emoji": "✏️",
+    "colorFrom": "indigo",
+    "colorTo": "gray",
+    "tags": ["mnist", "rectified-flow", "diffusion-transformer"],
+    "short_description": "A small Diffusion Transformer draws MNIST digits",
+    "license": "mit",
+}
 REQUEST_SECONDS, UPLOAD_SECONDS = 30.0, 600.0
 
 
@@ -86,12 +106,12 @@ def check(folder: Path) -> None:
     measured = [*evaluation, *metrics.get("sweeps", []), *metrics.get("cas", [])]
     if any(row.get("settings", {}).get("sha256") != metrics["sha256"][weights.TENSORS] for row in measured):
         raise ValueError(
-            f"{weights.METRICS} holds figures of other weights; measure again: python -m training.evaluate"
+            f"{weights.METRICS} holds figures of other weights; measure again: {python('-m', 'training.evaluate')}"
         )
     card = folder / CARD
     if card.exists() and results_table(metrics) not in card.read_text(encoding="utf-8"):
         raise ValueError(
-            f"{CARD} does not show the figures in {weights.METRICS}; write it again: python -m training.card"
+            f"{CARD} does not show the figures in {weights.METRICS}; write it again: {python('-m', 'training.card')}"
         )
     if not draws(loaded):
         raise ValueError(f"the network in {weights.TENSORS} draws images that are not finite; train it again")
@@ -112,24 +132,39 @@ def draws(loaded: weights.Weights) -> bool:
 def space_card(repo: str, commit: str, files: list[str], hardware: str) -> str:
     """The README of a Space that draws with the weights of `repo` at `commit`, whose `files` are preloaded."""
     front = SpaceCardData(
-        title="Digits from noise",
-        emoji="✏️",
-        colorFrom="indigo",
-        colorTo="gray",
+        **ABOUT_SPACE,
         sdk="gradio",
         sdk_version=version("gradio"),  # the tested version; it overrides requirements.txt there
         python_version="3.12",
         app_file="app.py",
         models=[repo],
         preload_from_hub=[f"{repo} {','.join(files)} {commit}"],
-        tags=["mnist", "rectified-flow", "diffusion-transformer"],
-        short_description="A small Diffusion Transformer draws MNIST digits",
-        license="mit",
         suggested_hardware=hardware,
     )
-    link = f"[{repo}](https://huggingface.co/{repo})"
-    text = f"Handwritten digits, drawn with {link} by a class-conditional Diffusion Transformer."
+    return readme(front, f"Handwritten digits, drawn with {link(repo)} by a class-conditional Diffusion Transformer.")
+
+
+def static_card(source: str, repo: str) -> str:
+    """The README of the static Space `repo`, whose weights came from `source`: `USER/NAME@commit`, or not the Hub."""
+    model, at, _ = source.partition("@")
+    origin = {"models": [model]} if at else {}
+    picture = f"{static_address(repo)}/{site.PICTURE}"
+    front = SpaceCardData(**ABOUT_SPACE, sdk="static", app_file=site.INDEX, thumbnail=picture, **origin)
+    text = "Handwritten digits, drawn by a class-conditional Diffusion Transformer in your own browser"
+    return readme(front, text + (f" with the weights of {link(model)}." if at else "."))
+
+
+def readme(front: SpaceCardData, text: str) -> str:
     return f"---\n{front.to_yaml()}\n---\n\n# {front.title}\n\n{text}\n"
+
+
+def link(repo: str) -> str:
+    return f"[{repo}](https://huggingface.co/{repo})"
+
+
+def static_address(repo: str) -> str:
+    """Where the Hub serves a static Space."""
+    return f"https://{re.sub('[^a-z0-9]+', '-', repo.lower())}.static.hf.space"
 
 
 # ---- to the Hub
@@ -139,8 +174,9 @@ def ask(call, *args, seconds: float = REQUEST_SECONDS, **kwargs):
     return hub.within(seconds, lambda: call(*args, **kwargs))
 
 
-def is_there(repo: str, kind: str, private: bool) -> bool:
-    """Whether the repository exists; raises ValueError without a token, and for a public one that should be private."""
+def found(repo: str, kind: str, private: bool) -> ModelInfo | SpaceInfo | None:
+    """What the Hub knows of the repository, None where there is none; raises ValueError without a token, and for a
+    public one that should be private."""
     if not get_token():
         raise ValueError(
             f"there is no token; create one that may write at {hub.TOKENS}, then `hf auth login`, or set HF_TOKEN"
@@ -150,27 +186,39 @@ def is_there(repo: str, kind: str, private: bool) -> bool:
     except RepositoryNotFoundError as error:
         if error.response.status_code != 404:
             raise
-        return False
+        return None
     if private and not info.private:
         raise ValueError(f"{repo} is public already; make it private in its settings, or leave out --private")
-    return True
+    return info
 
 
-def push(folder: Path, repo: str, kind: str, branch: str | None = None, pull_request: bool = False) -> str:
-    """Send everything in `folder` as one commit, unless nothing changed; prints and returns its hash."""
-    api = HfApi()
-    before = ask(api.repo_info, repo, repo_type=kind, revision=branch).sha
+def push(
+    folder: Path,
+    repo: str,
+    kind: str,
+    branch: str | None = None,
+    pull_request: bool = False,
+    replaced: str | None = None,
+) -> str:
+    """Send everything in `folder` as one commit, unless nothing changed; prints and returns its hash.
+
+    The commit also removes what is there but not in `folder`, where its name begins with the pattern `replaced`.
+    """
+    api, names = HfApi(), listed(folder)
+    before = ask(api.repo_info, repo, repo_type=kind, revision=branch)
+    there = [file.rfilename for file in before.siblings or () if replaced and re.match(replaced, file.rfilename)]
     commit = ask(
         api.create_commit,  # upload_folder makes several commits with Xet
         repo,
-        [CommitOperationAdd(name, folder / name) for name in listed(folder)],
+        [CommitOperationAdd(name, folder / name) for name in names]
+        + [CommitOperationDelete(name) for name in there if name not in names],
         commit_message="Upload weights" if kind == "model" else "Upload the page",
         repo_type=kind,
         revision=branch,
         create_pr=pull_request,
         seconds=UPLOAD_SECONDS,
     )
-    news = "nothing has changed since" if commit.oid == before else "now at"
+    news = "nothing has changed since" if commit.oid == before.sha else "now at"
     print(f"{commit.pr_url or commit.repo_url}: {news} commit {commit.oid}")
     return commit.oid
 
@@ -179,7 +227,7 @@ def send_weights(folder: Path, repo: str, private: bool, branch: str | None, pul
     """Send a checked folder of weights; returns the commit."""
     api = HfApi()
     with hub.explained(f"{repo} was not published"):
-        if not is_there(repo, "model", private):
+        if not found(repo, "model", private):
             ask(api.create_repo, repo, private=private or None)
         if branch:
             ask(api.create_branch, repo, branch=branch, exist_ok=True)
@@ -190,7 +238,7 @@ def send_space(folder: Path, repo: str, source: str, private: bool, hardware: st
     """Send a staged page, and set its variable WEIGHTS to `source`, `USER/NAME@commit`."""
     api = HfApi()
     with hub.explained(f"the Space {repo} was not published"):
-        if not is_there(repo, "space", private):
+        if not found(repo, "space", private):
             ask(
                 api.create_repo,
                 repo,
@@ -209,6 +257,20 @@ def send_space(folder: Path, repo: str, source: str, private: bool, hardware: st
         variable = ask(api.get_space_variables, repo).get("WEIGHTS")
         if variable is None or variable.value != source:  # setting it restarts the Space
             ask(api.add_space_variable, repo, "WEIGHTS", source)
+
+
+def send_static(folder: Path, repo: str, private: bool) -> None:
+    """Send an exported page to a static Space; what an earlier one of other code or weights left there is removed.
+
+    Raises ValueError for a Space that is not a static one.
+    """
+    with hub.explained(f"the Space {repo} was not published"):
+        space = found(repo, "space", private)
+        if space and space.sdk not in (None, "static"):
+            raise ValueError(f"{repo} is a Space of another kind ({space.sdk}); choose another name, or delete it")
+        if not space:
+            ask(HfApi().create_repo, repo, repo_type="space", private=private or None, space_sdk="static")
+        push(folder, repo, "space", replaced=f"{site.PART}/")
 
 
 def listed(folder: Path) -> list[str]:

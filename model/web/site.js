@@ -1,0 +1,524 @@
+// The static page: controls in, pictures out. Networks draw in workers (worker.js), and the elements of model/page/
+// show what they draw.
+
+import { timeGrid, toPixels } from "./flow.js";
+import { noise } from "./noise.js";
+
+const AREA = 28 * 28;
+const PATIENCE = 300; // milliseconds without a new picture after which an outdated drawing may end
+const HELPERS = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1)); // engines beside the first
+const HUB = "https://huggingface.co/";
+const REPOSITORY = /^(\w[\w.-]*\/\w[\w.-]*)(?:@(\w[\w./-]*))?$/; // as in model/hub.py
+const SIMD = [ // a module of one function with i8x16.splat
+    0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11];
+
+const $ = id => document.getElementById(id);
+const settings = JSON.parse($("settings").textContent), {most} = settings;
+const asked = new URLSearchParams(location.search);
+
+let {classes, sampling} = settings; // those of the weights that draw
+let repository = ""; // of other weights on the Hub, from the link
+let tab = "digit";
+
+// ---- engines
+
+// A worker with a network of its own. It draws one thing at a time: what is asked for later drops what came before.
+class Engine {
+    #worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
+    #id = 0;
+    #drawing = null;
+    drawn = Promise.resolve(); // settled once nothing is being drawn
+
+    // `ready` resolves to {config, sampling} of the weights, or fails with an Error of one sentence.
+    constructor(weights, onProgress = () => {}) {
+        this.ready = new Promise((resolve, reject) => {
+            this.#worker.onmessage = ({data}) => {
+                const drawing = this.#drawing?.id === data.id ? this.#drawing : null;
+                if (data.kind === "progress") onProgress(data);
+                else if (data.kind === "ready") resolve(data);
+                else if (data.kind === "state") drawing?.onState(data);
+                else if (data.kind === "done") drawing?.resolve(true);
+                else if (data.kind === "error") (drawing?.reject ?? reject)(new Error(data.message));
+            };
+            this.#worker.onerror = () => reject(new Error("The network does not start; reload the page"));
+        });
+        this.ready.catch(() => {}); // whoever waits for it hears of it
+        this.#worker.postMessage({kind: "load", weights});
+    }
+
+    // Resolves to true once every state has come, and to false as soon as something newer drops them.
+    draw(wanted, onState) {
+        const id = ++this.#id;
+        this.#drawing?.resolve(false);
+        return this.drawn = new Promise((resolve, reject) => {
+            this.#drawing = {id, onState, resolve, reject};
+            this.#worker.postMessage({kind: "draw", id, ...wanted});
+        });
+    }
+
+    stop() {
+        this.#drawing?.resolve(false);
+        this.#drawing = null;
+        this.#worker.postMessage({kind: "stop"});
+    }
+
+    end() {
+        this.#worker.terminate();
+    }
+}
+
+let first; // the engine that draws as soon as it is there
+let place; // the address of its weights
+const helpers = []; // more engines, made when there is work for them
+
+async function withHelpers() {
+    while (helpers.length < HELPERS) helpers.push(new Engine(place));
+    await Promise.all(helpers.map(({ready}) => ready));
+    return helpers;
+}
+
+// All engines that are not busy with a sheet.
+async function team() {
+    if (!sheet.running) await withHelpers();
+    return sheet.running ? [first] : [first, ...helpers];
+}
+
+// A film in which nothing is drawn yet; see film.js.
+function emptyFilm({digits, seeds, steps, guidance}) {
+    const size = digits.length * AREA, {time_shift} = sampling;
+    return {
+        digits, seeds, steps, guidance, time_shift, times: timeGrid(steps, time_shift), count: 0,
+        noisy: new Uint8Array((steps + 1) * size), predicted: new Uint8Array((steps + 1) * size),
+        velocity: new Uint8Array(steps * size),
+    };
+}
+
+// Draw digits from noise to image, each engine its share: the film, or null when something newer has dropped it.
+// `onGrowth` hears of every state that all engines have reached.
+async function drawFilm(engines, wanted, onGrowth = () => {}) {
+    const film = emptyFilm(wanted), {digits, seeds, steps, guidance, time_shift} = film, count = digits.length;
+    const share = Math.ceil(count / engines.length), reached = new Array(Math.ceil(count / share)).fill(0);
+    const parts = reached.map((_, part) => {
+        const begin = part * share, end = begin + share;
+        const labels = digits.slice(begin, end).map(name => classes.indexOf(name));
+        return engines[part].draw({labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift}, state => {
+            const at = (state.i * count + begin) * AREA;
+            film.noisy.set(state.x, at);
+            film.predicted.set(state.predicted, at);
+            if (state.velocity) film.velocity.set(state.velocity, at);
+            reached[part] = state.i + 1;
+            if (Math.min(...reached) === film.count) return;
+            film.count = Math.min(...reached);
+            onGrowth(film);
+        });
+    });
+    return (await Promise.all(parts)).every(Boolean) ? film : null;
+}
+
+// ---- controls
+
+const field = name => document.querySelector(`input[name=${name}]:is(:checked, [type=number], [type=text])`);
+const slider = name => document.querySelector(`[data-for=${name}]`);
+
+// The one subject of the page: class, seed, steps and guidance.
+const subject = () => ({
+    digit: field("digit").value,
+    seed: +field("seed").value, steps: +field("steps").value, guidance: +field("guidance").value,
+});
+
+function level(name) {
+    const range = slider(name);
+    if (!range) return;
+    range.value = field(name).value;
+    range.style.setProperty("--at", (range.value - range.min) / (range.max - range.min));
+}
+
+// Show values of the subject, each brought into its range; one that is no value changes nothing.
+function set({digit, ...numbers}) {
+    const button = document.querySelector(`[name=digit][value="${CSS.escape(digit ?? "")}"]`);
+    if (button) button.checked = true;
+    for (const name of ["seed", "steps", "guidance"]) {
+        const text = String(numbers[name] ?? "").trim(), number = field(name);
+        const isOne = name === "guidance" ? text !== "" && Number.isFinite(+text) : /^[+-]?\d+$/.test(text);
+        if (isOne) number.value = Math.min(Math.max(+text, number.min), number.max);
+        level(name);
+    }
+}
+
+// Put a sentence beside a field, or take it away.
+function problem(name, sentence) {
+    const input = field(name) ?? document.querySelector(`[name=${name}]`), box = input.closest("[data-field], .line");
+    const words = box.querySelector(".problem") ??
+        box.appendChild(digits.make("p", {className: "problem", role: "alert"}));
+    if (words.textContent !== sentence) words.textContent = sentence;
+    if (sentence) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+    if (sentence && box.closest("details")) box.closest("details").open = true;
+    return !sentence;
+}
+
+// Whether a number can be drawn with; a sentence beside it says what is wrong. `count` digits have seeds in turn.
+function fits(name, count = 1) {
+    const input = field(name), whole = Number.isInteger(+input.step), {min} = input;
+    const max = name === "seed" ? most.seed - count + 1 : +input.max, value = input.valueAsNumber;
+    const ok = value >= min && value <= max && (!whole || Number.isInteger(value));
+    const label = name[0].toUpperCase() + name.slice(1);
+    return problem(name, ok ? "" : `${label} must be a ${whole ? "whole " : ""}number from ${min} to ${max}.`);
+}
+
+const ready = (count = 1) => fits("seed", count) & fits("steps") & fits("guidance"); // all of them, for their sentences
+
+// Radio buttons or checkboxes for the classes, in an even grid.
+function choices(group, type, name, chosen) {
+    group.classList.toggle("long", classes.some(name => name.length > 5));
+    group.querySelector("div").replaceChildren(...classes.map(value => digits.make("label", {},
+        digits.make("input", {type, name, value, checked: chosen.includes(value)}), digits.make("span", {}, value))));
+}
+
+function fillControls() {
+    const {start} = settings, digit = classes.includes(start.digit) ? start.digit : classes[0];
+    for (const [name, max] of Object.entries({...most, count: most.sheet})) {
+        for (const input of document.querySelectorAll(`[name=${name}], [data-for=${name}]`)) {
+            if (input.type !== "text") input.max = max;
+        }
+    }
+    choices(document.querySelector("[data-field=digit]"), "radio", "digit", [digit]);
+    choices(document.querySelector("[data-field=classes]"), "checkbox", "classes", classes.slice(0, 10));
+    $("write").hidden = !settings.numerals.every((name, i) => classes[i] === name);
+    $("number-hint").textContent =
+        `1 to ${most.number} digits; the first one has the seed of the page, each further one the next.`;
+    $("sheet-hint").textContent = `Up to ${most.sheet} digits, each from a seed of its own. Click one to open it.`;
+    $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
+    elements.sheet.classes = classes;
+    set({digit, seed: start.seed, ...sampling});
+    set(Object.fromEntries(asked));
+    level("count");
+}
+
+// ---- what is said, and the address
+
+const elements = {film: $("film"), columns: $("columns"), row: $("row"), sheet: $("sheet")};
+
+const say = text => $("news").textContent = text;
+const fail = error => $("failure").textContent = `${error.message}.`;
+const since = began => `${((performance.now() - began) / 1000).toFixed(2)} s`;
+const named = ({digit, seed, guidance}) => `${guidance === 0 ? "Any class" : digits.named(digit)} from seed ${seed}`;
+
+// Links of the elements go on with the same weights.
+const linkOf = digits.link;
+digits.link = digit => linkOf(digit) + (repository ? `&weights=${repository}` : "");
+
+// Make the address bar show what has been drawn.
+function follow(shown) {
+    $("failure").textContent = "";
+    const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "");
+    try {
+        history.replaceState(null, "", link);
+    } catch { /* not in every frame */ }
+}
+
+async function copyLink() {
+    const button = $("copy");
+    $("link")?.remove();
+    try {
+        await navigator.clipboard.writeText(location.href);
+        button.textContent = "Link copied";
+        setTimeout(() => button.textContent = "Copy link", 1500);
+    } catch { // there is no clipboard without HTTPS, and none in the frame of another page
+        const properties = {id: "link", readOnly: true, value: location.href, "aria-label": "Link to copy"};
+        const copy = digits.make("input", properties);
+        button.parentElement.after(copy);
+        copy.select();
+    }
+}
+
+// ---- tab Digit
+
+const digit = {busy: false, waiting: false, shown: 0}; // shown: when the last picture came
+
+// Draw the digit; where a value is being `dragged`, the finished picture changes in place.
+async function drawDigit(dragged = false) {
+    if (!ready()) return;
+    if (dragged && digit.busy && performance.now() - digit.shown > PATIENCE) { // else a long drag would show nothing
+        digit.waiting = true;
+        return;
+    }
+    const wanted = subject(), began = performance.now();
+    Object.assign(digit, {busy: true, waiting: false});
+    try {
+        const grown = film => elements.film.film = film;
+        if (!await drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed]}, grown)) return;
+        Object.assign(digit, {busy: false, shown: performance.now()});
+        $("heading").textContent = named(wanted);
+        say(`${digits.alt(wanted)}, in ${since(began)}.`);
+        follow(wanted);
+        if (digit.waiting) drawDigit(true);
+    } catch (error) {
+        digit.busy = false;
+        fail(error);
+    }
+}
+
+// What the digit will be made from, while the network is on its way.
+function showNoise() {
+    if (!ready()) return;
+    const wanted = subject(), film = emptyFilm({...wanted, digits: [wanted.digit], seeds: [wanted.seed]});
+    film.noisy.set(toPixels(noise(wanted.seed), ...settings.pixels));
+    film.predicted.fill(127);
+    film.count = 1;
+    elements.film.film = film;
+    $("heading").textContent = named(wanted);
+}
+
+// ---- tab Steps
+
+let comparison = 0; // the newest
+
+async function compareSteps() {
+    if (!ready()) return;
+    const mine = ++comparison, wanted = subject(), rows = $("all").checked ? classes.slice(0, 10) : [wanted.digit];
+    const seeds = rows.map(() => wanted.seed), columns = [];
+    try {
+        const engines = await team();
+        for (const steps of settings.stepCounts) {
+            const began = performance.now(), film = await drawFilm(engines, {...wanted, digits: rows, seeds, steps});
+            if (!film || mine !== comparison) return;
+            const pixels = film.noisy.slice(-rows.length * AREA), milliseconds = performance.now() - began;
+            columns.push({steps, pixels, milliseconds});
+            elements.columns.steps = {...film, seed: wanted.seed, columns: [...columns]};
+        }
+        say(`${rows.map(digits.named).join(", ")} in ${settings.stepCounts.join(", ")} steps.`);
+        follow(wanted);
+    } catch (error) {
+        fail(error);
+    }
+}
+
+// ---- tab Numbers
+
+let written = ""; // the number in the row
+
+async function writeNumber() {
+    const number = field("number").value.replace(/[\s./-]/g, "");
+    const fine = /^\d+$/.test(number) && number.length <= most.number;
+    problem("number", fine ? "" : `A number has 1 to ${most.number} digits and nothing else.`);
+    if (!fine || !ready(number.length)) return;
+    const wanted = subject(), began = performance.now(), names = [...number];
+    const seeds = names.map((_, i) => wanted.seed + i);
+    const grown = film => {
+        elements.row.hidden = false;
+        elements.row.film = film;
+    };
+    try {
+        if (!await drawFilm(await team(), {...wanted, digits: names, seeds}, grown)) return;
+        written = number;
+        say(`${number}, drawn in ${since(began)}.`);
+        follow(wanted);
+    } catch (error) {
+        fail(error);
+    }
+}
+
+const sheet = {running: false, newest: 0};
+
+async function drawSheet() {
+    const chosen = [...document.querySelectorAll("[name=classes]:checked")].map(({value}) => value);
+    if (!problem("classes", chosen.length ? "" : "Choose at least one class.") || !fits("count")) return;
+    const total = +field("count").value, {seed, steps, guidance} = subject(), began = performance.now();
+    if (!ready(total)) return;
+    stopSheet();
+    const mine = ++sheet.newest, names = Array.from({length: total}, (_, i) => chosen[i % chosen.length]);
+    const seeds = names.map((_, i) => seed + i);
+    const pixels = new Uint8Array(total * AREA), done = new Uint8Array(total);
+    const columns = Math.min(total, 10 * Math.max(1, Math.round(Math.sqrt(total / 100)))); // as images.columns
+    const labels = names.map(name => classes.indexOf(name)), {time_shift} = sampling;
+    let begun = 0, finished = 0;
+    const show = () => { // what is finished from the first digit on
+        while (done[finished]) finished++;
+        elements.sheet.hidden = false;
+        elements.sheet.sheet = {
+            digits: names, seeds, labels, steps, guidance, time_shift, total, columns,
+            pixels: pixels.slice(0, finished * AREA),
+        };
+    };
+    const work = async engine => {
+        await engine.drawn; // a number, say
+        while (begun < total && mine === sheet.newest) {
+            const i = begun++;
+            const film = await drawFilm([engine], {digits: [names[i]], seeds: [seeds[i]], steps, guidance});
+            if (!film || mine !== sheet.newest) return;
+            pixels.set(film.noisy.subarray(-AREA), i * AREA);
+            done[i] = 1;
+            show();
+        }
+    };
+    sheet.running = true;
+    $("stop").disabled = false;
+    try {
+        show();
+        await Promise.all((await withHelpers()).map(work));
+        if (mine === sheet.newest) say(`${total} digits, drawn in ${since(began)}.`);
+    } catch (error) {
+        fail(error);
+    } finally {
+        if (mine === sheet.newest) ended();
+    }
+}
+
+function ended() {
+    sheet.running = false;
+    $("stop").disabled = true;
+}
+
+// What is there stays, and can be saved.
+function stopSheet() {
+    if (!sheet.running) return;
+    sheet.newest++;
+    for (const engine of helpers) engine.stop();
+    ended();
+    say("Stopped.");
+}
+
+// ---- what the visitor does
+
+let loaded = false;
+
+// Draw what the open tab shows; `dragged` is for a value on the move.
+function draw(dragged = false) {
+    if (!loaded) return showNoise();
+    if (tab === "digit") drawDigit(dragged);
+    else if (tab === "steps") compareSteps();
+    else if (written) writeNumber();
+    else ready();
+}
+
+function openTab(name) {
+    for (const button of tabs) {
+        const chosen = button.id === `tab-${name}`;
+        button.setAttribute("aria-selected", chosen);
+        button.tabIndex = chosen ? 0 : -1;
+        $(button.getAttribute("aria-controls")).hidden = !chosen;
+    }
+    tab = name;
+}
+
+$("panel").addEventListener("input", ({target}) => {
+    const name = target.dataset.for ?? target.name;
+    if (target.dataset.for) field(name).value = target.value;
+    level(name);
+    draw(name === "steps" || name === "guidance");
+});
+$("many").addEventListener("input", ({target}) => {
+    const name = target.dataset.for ?? target.name;
+    if (target.dataset.for) field(name).value = target.value;
+    level(name);
+});
+// What was typed out of range, or between whole numbers, becomes what can be drawn.
+document.addEventListener("change", ({target}) => {
+    if (target.type !== "number" || target.value === "") return;
+    const value = Number.isInteger(+target.step) ? Math.round(target.value) : +target.value;
+    const near = Math.min(Math.max(value, target.min), target.max);
+    if (near === +target.value) return;
+    target.value = near;
+    target.dispatchEvent(new Event("input", {bubbles: true}));
+});
+for (const form of document.forms) form.addEventListener("submit", event => event.preventDefault());
+$("write").addEventListener("submit", writeNumber);
+$("many").addEventListener("submit", drawSheet);
+$("stop").onclick = stopSheet;
+$("all").onchange = () => draw();
+$("copy").onclick = copyLink;
+$("another").onclick = () => {
+    field("seed").value = Math.floor(Math.random() * 10000); // short enough to tell a friend
+    draw();
+};
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+for (const [i, button] of tabs.entries()) {
+    button.onclick = () => {
+        if (button.id === `tab-${tab}`) return;
+        openTab(button.id.slice(4));
+        say("");
+        draw();
+    };
+    button.onkeydown = ({key}) => {
+        const to = {ArrowLeft: i - 1, ArrowRight: (i + 1) % tabs.length, Home: 0, End: -1}[key];
+        if (to === undefined) return;
+        tabs.at(to).click();
+        tabs.at(to).focus();
+    };
+}
+
+// A digit anywhere on the page opens in the first tab.
+document.addEventListener("digit-open", event => {
+    event.preventDefault();
+    set(event.detail);
+    openTab("digit");
+    draw();
+    $("heading").focus();
+    scrollTo(0, 0);
+});
+
+// ---- weights
+
+// Start the first engine with the weights in a folder; resolves to what they say of themselves.
+function load(folder) {
+    place = folder;
+    first = new Engine(folder, ({got, total}) => {
+        Object.assign($("progress"), {max: total, value: got});
+        $("arrived").textContent = `The network arrives: ${(got / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`;
+    });
+    return first.ready;
+}
+
+// The folder on the Hub of USER/NAME or USER/NAME@commit.
+function onHub(name) {
+    const [, repository, revision = "main"] = name.includes("..") ? [] : REPOSITORY.exec(name) ?? [];
+    if (!repository) throw new Error("weights are named USER/NAME or USER/NAME@commit");
+    return `${HUB}${repository}/resolve/${revision}/`;
+}
+
+async function loadForeign(name) {
+    try {
+        const {config, sampling: defaults} = await load(onHub(name));
+        [classes, sampling, repository] = [config.class_names, defaults, name];
+        fillControls();
+    } catch (error) {
+        first?.end();
+        $("notice").textContent = "Drawn with the weights of this page, because " +
+            `${name.slice(0, 60)} cannot be used: ${error.message}.`;
+    }
+}
+
+async function start() {
+    fillControls();
+    if (!WebAssembly.validate(Uint8Array.from(SIMD))) {
+        throw new Error("This browser is too old: the network needs WebAssembly with SIMD (since 2021, Safari 16.4)");
+    }
+    showNoise();
+    if (asked.has("weights")) await loadForeign(asked.get("weights"));
+    if (!repository) await load(new URL(`${settings.weights}/`, document.baseURI).href);
+    loaded = true;
+    $("loading").hidden = true;
+    const source = repository || settings.source;
+    const link = digits.make("a", {href: HUB + source.replace("@", "/tree/")}, source);
+    $("about").replaceChildren("Everything is drawn in your browser, and nothing leaves it.",
+        ...source ? [" Weights: ", link, "."] : []);
+    if (asked.has("number") && !$("write").hidden) {
+        field("number").value = asked.get("number");
+        openTab("numbers");
+        await writeNumber();
+    } else await drawDigit();
+}
+
+// The service worker keeps the page for the next visit, also without a network.
+async function keep() {
+    try {
+        await navigator.serviceWorker?.register("sw.js");
+    } catch { /* not in every frame, and not without HTTPS */ }
+}
+
+start().then(keep, error => {
+    $("loading").hidden = true;
+    fail(error);
+});

@@ -1,0 +1,165 @@
+"""The static page as a folder: checked weights, the page and its engine, and a picture for links.
+
+Everything but `index.html`, the service worker and the pictures lies in folders named by their content. Whatever a
+browser has kept of them can therefore never be out of date, and a new export leaves what did not change in its cache.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from html import escape
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from model import flow, images, page, sampling, weights
+from model.common import replacing_folder, sha256
+from model.dit import DiT
+
+HERE = Path(__file__).parent
+INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE = "index.html", "sw.js", "picture.png", "icon.png", "LICENSE"
+SHARED = ("elements.css", "files.js", "film.js", "sheet.js")  # in model/page/
+CODE, WEIGHTS = "code-", "weights-"  # folders, followed by twelve digits of a hash of what is in them
+PART = f"({CODE}|{WEIGHTS})[0-9a-f]{{12}}"
+MOMENTS = (1, 0.75, 0.5, 0.25, 0)  # times of the rows of the picture for links
+
+
+def export(where: str | None, folder: Path, address: str = "") -> weights.Weights:
+    """Write the page that draws with the weights `where` (as in `weights.load`) to `folder`, and return them.
+
+    `address` is where the page will be found; previews of links need it for their picture.
+    Raises ValueError or OSError, in one sentence, for weights that cannot be loaded or are not in float16, and for a
+    folder with something else in it; the folder is then left as it was.
+    """
+    folder = Path(folder).resolve()
+    if address and not re.fullmatch(r"https?://\S+", address):
+        raise ValueError(f"the address of the page must begin with https://, unlike {address}")
+    if not replaceable(folder):
+        raise FileExistsError(f"{folder} holds something other than an exported page; name another folder, or empty it")
+    loaded = weights.load(where)
+    with replacing_folder(folder) as new:
+        new.mkdir(parents=True)
+        write(loaded, new, address)
+    return loaded
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether a folder is missing, empty or an earlier export, to which nothing was added."""
+    if not folder.is_dir():
+        return not folder.exists()
+    names = {path.name for path in folder.iterdir()}
+    parts = {name for name in names if re.fullmatch(PART, name)}
+    return not names or (len(parts) == 2 and names - parts == {INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE})
+
+
+def write(loaded: weights.Weights, folder: Path, address: str) -> None:
+    """Write all files of the page into an empty folder."""
+    kept, code = write_weights(loaded, folder), write_code(folder)
+    picture(loaded.network, loaded.sampling).save(folder / PICTURE, optimize=True)
+    icon(loaded.network, loaded.sampling).save(folder / ICON, optimize=True)
+    shutil.copyfile(HERE.parent.parent / LICENSE, folder / LICENSE)
+    address = f"{address.rstrip('/')}/" if address else ""
+    filled = {
+        "code": code.name,
+        "picture": escape(address + PICTURE),
+        "address": f'<meta property="og:url" content="{escape(address)}">' if address else "",
+        "settings": json.dumps(settings(loaded, kept.name), ensure_ascii=False).replace("<", "\\u003c"),
+    }
+    index = (HERE / INDEX).read_text(encoding="utf-8")
+    for name, text in filled.items():
+        index = index.replace(f"{{{{{name}}}}}", text)
+    (folder / INDEX).write_text(index, encoding="utf-8")
+    names = [f"{part.name}/{path.name}" for part in (code, kept) for path in sorted(part.iterdir())]
+    script = (HERE / SERVICE_WORKER).read_text(encoding="utf-8")
+    script = script.replace("const FILES = [];", f"const FILES = {json.dumps([*names, ICON])};")
+    (folder / SERVICE_WORKER).write_text(script, encoding="utf-8")
+
+
+def write_weights(loaded: weights.Weights, folder: Path) -> Path:
+    """Copy the tensors and write what the engine reads beside them; returns the new folder of weights."""
+    source = source_folder(loaded)
+    with safe_open(source / weights.TENSORS, "pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    if kinds != {"F16"}:
+        raise ValueError(
+            f"{source / weights.TENSORS} holds {', '.join(sorted(kinds))}; the page draws with float16 only"
+        )
+    digest = sha256(source / weights.TENSORS)
+    kept = folder / f"{WEIGHTS}{digest[:12]}"
+    kept.mkdir()
+    shutil.copyfile(source / weights.TENSORS, kept / weights.TENSORS)
+    if sha256(kept / weights.TENSORS) != loaded.metrics.get("sha256", {}).get(weights.TENSORS, digest):
+        raise ValueError(f"{source / weights.TENSORS} changed while it was read; try again")
+    config = weights.read_json(source / weights.CONFIG)
+    texts = {
+        weights.CONFIG: {name: value for name, value in config.items() if name not in weights.MOVED},
+        weights.SAMPLING: asdict(loaded.sampling),
+        weights.METRICS: {"sha256": {weights.TENSORS: digest}},
+    }
+    for name, content in texts.items():
+        (kept / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return kept
+
+
+def source_folder(loaded: weights.Weights) -> Path:
+    """The folder that weights were read from."""
+    if loaded.source == "bundled":
+        return weights.BUNDLED
+    return Path(loaded.source) if Path(loaded.source).is_dir() else weights.download(loaded.source)[0]
+
+
+def write_code(folder: Path) -> Path:
+    """Copy scripts, style and engine; returns their new folder."""
+    own = [path for kind in ("js", "css", "wasm") for path in HERE.glob(f"*.{kind}") if path.name != SERVICE_WORKER]
+    sources = own + [HERE.parent / "page" / name for name in SHARED]
+    files = {path.name: path.read_bytes() for path in sources}
+    listing = "".join(f"{hashlib.sha256(content).hexdigest()} {name}\n" for name, content in sorted(files.items()))
+    code = folder / f"{CODE}{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+    code.mkdir()
+    for name, content in files.items():
+        (code / name).write_bytes(content)
+    return code
+
+
+def settings(loaded: weights.Weights, folder: str) -> dict:
+    """What the script has to know: classes, ranges, what the page opens with, and the folder of the weights."""
+    return {
+        "classes": loaded.network.class_names,
+        "numerals": images.CLASSES[:10],
+        "start": page.START,
+        "pixels": [loaded.network.pixel_mean, loaded.network.pixel_std],
+        "sampling": asdict(loaded.sampling),
+        "most": {
+            "steps": sampling.MAX_STEPS,
+            "guidance": sampling.MAX_GUIDANCE,
+            "seed": sampling.MAX_SEED,
+            "number": sampling.MAX_NUMBER,
+            "sheet": page.MAX_SHEET,
+        },
+        "stepCounts": sampling.STEP_COUNTS,
+        "weights": folder,
+        "source": loaded.source if "@" in loaded.source else "",  # on the Hub
+    }
+
+
+def picture(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
+    """The picture for links, 1200 × 630: ten digits, each a column that runs from its noise to the digit."""
+    labels, how = torch.arange(10) % network.null_label, replace(how, steps=8)
+    times = flow.time_grid(how.steps, how.time_shift)
+    path = list(sampling.states(network, labels, range(page.START["seed"], page.START["seed"] + 10), how))
+    rows = [path[min(range(len(path)), key=lambda i: abs(times[i] - t))].x for t in MOMENTS]
+    pixels = images.to_pixels(torch.cat(rows), network.pixel_mean, network.pixel_std)
+    tiles, framed = images.sheet(pixels, 10, scale=4, gap=2, background=24), Image.new("L", (1200, 630), 24)
+    framed.paste(tiles, ((1200 - tiles.width) // 2, (630 - tiles.height) // 2))
+    return framed
+
+
+def icon(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
+    """The digit that the page opens with, 196 × 196, for the browser's tab."""
+    name, names = page.START["digit"], network.class_names
+    label = torch.tensor([names.index(name) if name in names else 0])
+    return Image.fromarray(images.enlarge(next(sampling.draw(network, label, page.START["seed"], how))[0], 7))

@@ -1,0 +1,35 @@
+// What the page is made of, kept by the browser: it opens at once and without a network.
+// The page itself is asked for again at every visit; all else lies in folders named by their content, so that a kept
+// file is never out of date.
+
+const FILES = []; // filled in by model/web/site.py
+const CACHE = `digits ${registration.scope}`; // other pages of this server may have one of their own
+const PAGE = new URL("./", registration.scope).href, kept = FILES.map(file => new URL(file, registration.scope).href);
+
+async function keep() {
+    const cache = await caches.open(CACHE), there = new Set((await cache.keys()).map(({url}) => url));
+    await cache.addAll(kept.filter(url => !there.has(url)));
+    await cache.add(new Request(PAGE, {cache: "reload"})); // last, when everything that it names is there
+}
+
+// Runs once no page that needs the older files is open any more.
+async function clear() {
+    const cache = await caches.open(CACHE);
+    for (const request of await cache.keys()) {
+        if (request.url !== PAGE && !kept.includes(request.url)) await cache.delete(request);
+    }
+}
+
+self.addEventListener("install", event => event.waitUntil(keep()));
+self.addEventListener("activate", event => event.waitUntil(clear()));
+
+self.addEventListener("fetch", event => {
+    const {method, mode, url} = event.request, address = url.split(/[?#]/)[0];
+    const isPage = mode === "navigate" && [PAGE, `${PAGE}index.html`].includes(address);
+    if (method !== "GET" || !(isPage || kept.includes(address))) return;
+    event.respondWith((async () => {
+        const cache = await caches.open(CACHE);
+        if (!isPage) return await cache.match(address) ?? fetch(event.request);
+        return fetch(event.request).catch(() => cache.match(PAGE));
+    })());
+});

@@ -1,0 +1,88 @@
+// The network in a worker of its own, so that the page stays awake while it draws.
+//
+// In:   {kind: "load", weights, relaxed?}    the URL of a folder, or {bytes, config, sampling?}; relaxed: which engine
+//       {kind: "draw", id, labels, seeds, steps, guidance, time_shift}    a digit for each of N labels and seeds
+//       {kind: "stop"}
+// Out:  {kind: "progress", got, total}       bytes of the weights
+//       {kind: "ready", config, sampling, engine}    the weights' own settings, complete; the engine's file
+//       {kind: "state", id, i, t, x, predicted, velocity, ms}    uint8 [N, 28, 28] as in sampling.Film; ms so far
+//       {kind: "done", id}
+//       {kind: "error", id?, message}        a sentence
+// A newer draw, or stop, drops the older one between two steps; nothing more is heard of that one.
+
+import * as check from "./check.js";
+import {DiT} from "./dit.js";
+import {guided, sample, timeGrid, toPixels} from "./flow.js";
+import {noise} from "./noise.js";
+import * as weightsOf from "./weights.js";
+
+let loaded; // {network, config}
+let newest; // the id of the drawing that goes on
+
+async function load({weights, relaxed = hasRelaxed()}) {
+    const engine = relaxed ? "kernels-relaxed.wasm" : "kernels.wasm";
+    const report = (got, total) => postMessage({kind: "progress", got, total});
+    const read = typeof weights === "string" ? weightsOf.load(weights, report) : weightsOf.open(weights);
+    const [kernels, {config, sampling, tensors}] = await Promise.all([instantiate(engine), read]);
+    loaded = {network: new DiT(kernels, config, tensors), config};
+    postMessage({kind: "ready", config, sampling, engine});
+}
+
+async function instantiate(engine) {
+    try {
+        const response = await fetch(new URL(engine, import.meta.url));
+        return (await WebAssembly.instantiate(await response.arrayBuffer())).instance.exports;
+    } catch {
+        throw new Error(`${engine} does not start here; browsers have had WebAssembly with SIMD since 2023`);
+    }
+}
+
+// Whether the browser has relaxed SIMD: does it accept a function of f32x4.relaxed_madd?
+function hasRelaxed() {
+    const types = [1, 8, 1, 96, 3, 123, 123, 123, 1, 123], functions = [3, 2, 1, 0];
+    const code = [10, 13, 1, 11, 0, 32, 0, 32, 1, 32, 2, 253, 133, 2, 11];
+    return WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, ...types, ...functions, ...code));
+}
+
+async function draw({id, labels, seeds, steps, guidance, time_shift}) {
+    newest = id;
+    if (!loaded) throw new Error("there are no weights to draw with yet");
+    const {network, config: {pixel_mean: mean, pixel_std: std}} = loaded;
+    if (labels.length !== seeds.length) throw new Error(`${labels.length} labels for ${seeds.length} seeds`);
+    for (const label of labels) check.whole("label", label, 0, network.nullLabel);
+    for (const seed of seeds) check.whole("seed", seed, 0, 2 ** 31 - 1);
+    check.sampling({steps, guidance, time_shift});
+
+    const started = performance.now(), times = timeGrid(steps, time_shift);
+    const start = Float32Array.from(seeds.flatMap(seed => [...noise(seed)]));
+    const velocity = guided(network.withCachedModulations(times.slice(0, -1)), labels, network.nullLabel, guidance);
+    let i = 0;
+    for (const {t, x, v} of sample(velocity, start, times)) {
+        const predicted = v ? x.map((value, j) => value - t * v[j]) : x;
+        postMessage({
+            kind: "state", id, i: i++, t, x: toPixels(x, mean, std), predicted: toPixels(predicted, mean, std),
+            velocity: v && toPixels(v, 0.5, 1 / 6), ms: performance.now() - started, // ±3 standard deviations
+        });
+        await messages();
+        if (newest !== id) return;
+    }
+    postMessage({kind: "done", id});
+}
+
+async function stop() {
+    newest = undefined;
+}
+
+// Resolves once the messages that have arrived are handled; a timer would take 4 ms.
+function messages() {
+    const {port1, port2} = new MessageChannel();
+    return new Promise(resolve => {
+        port1.onmessage = () => resolve(port1.close());
+        port2.postMessage(null);
+    });
+}
+
+onmessage = ({data}) => {
+    const {kind, id} = data;
+    ({load, draw, stop})[kind](data).catch(({message}) => postMessage({kind: "error", id, message}));
+};

@@ -150,18 +150,17 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
                     gr.HTML(pictures.section(*pictures.STEPS), apply_default_css=False)
                     steps_out = picture("<digit-steps></digit-steps>", about="digit seed guidance")
                 with gr.Tab("Numbers", id="numbers"):
-                    gr.HTML(
-                        pictures.section(*pictures.NUMBER), apply_default_css=False, visible=studio.can_write_numbers
-                    )
-                    number, number_problem = form("write", pictures.number_form(), [""])
-                    row_out = picture('<digit-row id="row"></digit-row>', about="seed steps guidance")
+                    with gr.Column(visible=studio.can_write_numbers):
+                        gr.HTML(pictures.section(*pictures.NUMBER), apply_default_css=False)
+                        number, number_problem = form("write", pictures.number_form(), [""])
+                        row_out = picture('<digit-row id="row"></digit-row>', about="seed steps guidance")
                     gr.HTML(pictures.section(*pictures.SHEET), apply_default_css=False)
                     asked = [",".join(studio.classes[:10]), 100]
                     sheet, sheet_problem = form("sheet", pictures.sheet_form(studio.classes, MAX_SHEET), asked)
                     sheet_out = picture('<digit-sheet id="sheet-cells"></digit-sheet>')
                 with gr.Tab("Experiments", id="experiments"):
                     gr.HTML(pictures.section(*pictures.CHANGE), apply_default_css=False)
-                    other = studio.classes[3 if start[0] == studio.classes[8] else 8 % len(studio.classes)]
+                    other = next((name for name in studio.classes[8::-1] if name != start[0]), start[0])
                     change, change_problem = form("change", pictures.change_form(studio.classes, other), [other])
                     change_out = picture('<digit-row id="changes"></digit-row>', about="digit seed steps guidance")
                     gr.HTML(pictures.section(*pictures.MORPH), apply_default_css=False)

@@ -113,7 +113,8 @@ def panel(classes: Sequence[str], start: dict, drawn: bool) -> str:
     )
     return (
         '<form class="panel" data-fields="digit seed steps guidance"' + " data-visit" * (not drawn) + ">"
-        f'<fieldset class="classes" data-field="class"><legend>Class{blank}</legend><div>{options}</div></fieldset>'
+        f'<fieldset class="{grid(classes)}" data-field="class"><legend>Class{blank}</legend><div>{options}</div>'
+        "</fieldset>"
         + slider("steps", "Steps", start["steps"], 1, sampling.MAX_STEPS, 1, "from noise to digit")
         + f'<div class="buttons">{button("another", "Another seed")}{button("copy", "Copy link")}</div>'
         f'<details><summary>Guidance and seed</summary>{rest}</details><p class="problem" role="alert"></p></form>'
@@ -157,11 +158,17 @@ def sheet_form(classes: Sequence[str], most: int) -> str:
     options = "".join(choice("checkbox", "classes", name, name in classes[:10]) for name in classes)
     return (
         '<form data-fields="classes count">'
-        f'<fieldset class="classes" data-field="class"><legend>Classes, in turn</legend><div>{options}</div></fieldset>'
+        f'<fieldset class="{grid(classes)}" data-field="class"><legend>Classes, in turn</legend><div>{options}</div>'
+        "</fieldset>"
         + slider("count", "How many", 100, 1, most, 1, "digits")
         + f'<div class="buttons">{submit("Draw the sheet")}{button("stop", "Stop")}</div>'
         '<p class="problem" role="alert"></p></form>'
     )
+
+
+def grid(classes: Sequence[str]) -> str:
+    """The style of a group of classes: six columns, or three for longer names."""
+    return "classes wide" if max(map(len, classes)) > 5 else "classes"
 
 
 def choice(kind: str, group: str, name: str, checked: bool) -> str:
@@ -272,7 +279,7 @@ def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], 
     """One digit per time at which its class changed."""
     other = f"a{named(other)[1:]}"
     about = f"{named(digit)} that becomes {other} at t = {', '.join(map(str, at))}: {settings(seed, config)}"
-    captions = ["never" if t == 0 else "from the start" if t == 1 else f"at t = {t:g}" for t in at]
+    captions = ["never" if t == 0 else "at once" if t == 1 else f"t = {t:g}" for t in at]
     return row(film, [digit] * len(at), config, about=about, captions=captions)
 
 

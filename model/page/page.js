@@ -1,7 +1,7 @@
 // The page that Gradio serves: forms, the elements in its components, the address, and what is drawn when it is seen.
 //
-// One subject {digit, seed, steps, guidance} for the whole page: the one of the digit that was drawn last. Pictures about
-// it are drawn by the server when they come into sight, and again when it changes.
+// One subject {digit, seed, steps, guidance} for the whole page: the one of the digit that was drawn last. Pictures
+// about it are drawn by the server when they come into sight, and again when it changes.
 
 {
     const FIELDS = ["digit", "seed", "steps", "guidance"];
@@ -25,9 +25,9 @@
         const fields = name => [...form.querySelectorAll(`[name="${name}"]`)];
         const range = name => form.querySelector(`[data-for="${name}"]`);
         const value = name => {
-            const [first, ...others] = fields(name);
-            if (first.type === "checkbox") return [first, ...others].filter(box => box.checked).map(box => box.value).join(",");
-            if (first.type === "radio") return [first, ...others].find(button => button.checked)?.value ?? null;
+            const all = fields(name), [first] = all;
+            if (first.type === "checkbox") return all.filter(box => box.checked).map(box => box.value).join(",");
+            if (first.type === "radio") return all.find(button => button.checked)?.value ?? null;
             return first.type === "number" ? number(first) : first.value;
         };
         const send = event => {

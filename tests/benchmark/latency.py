@@ -68,8 +68,8 @@ def main() -> int:
             page.wait_for_timeout(2000)
             waits, drawing = changes(page, 40)
             print(
-                f"Change → new digit at 8 steps: {told(waits)}; {statistics.median(drawing):.0f} ms of it is the drawing, "
-                "the rest Gradio, HTTP and the browser."
+                f"Change → new digit at 8 steps: {told(waits)}; {statistics.median(drawing):.0f} ms of it is the "
+                "drawing, the rest Gradio, HTTP and the browser."
             )
             other = chromium.new_page()
             other.goto(f"{url}/?digit=0&steps=50&number=0")

@@ -16,7 +16,7 @@ from model.sampling import draw_film
 from tests.server import ROOT, browser, serve
 
 VIEWS = {  # file: width, height, colour scheme, tab
-    ROOT / "tests/page/page.png": (1100, 900, "light", "Digit"),
+    ROOT / "tests/page/page.png": (1100, 940, "light", "Digit"),
     ROOT / "out/dark.png": (1100, 900, "dark", "Digit"),
     ROOT / "out/why.png": (1100, 1800, "light", "Why it works"),
     ROOT / "out/numbers.png": (1100, 1100, "dark", "Numbers"),
@@ -53,9 +53,9 @@ def look(page, tab: str) -> None:
         page.get_by_label("A number").fill("19.04.1987")
         page.keyboard.press("Enter")
         page.wait_for_selector("digit-row canvas")
-        page.locator("input[name=count]").fill("100")
+        page.locator("input[name=count]").fill("40")
         page.get_by_role("button", name="Draw the sheet").click()
-        page.wait_for_function("document.querySelectorAll('digit-sheet canvas').length === 100")
+        page.wait_for_function("document.querySelectorAll('digit-sheet canvas').length === 40")
     if tab == "Why it works":
         page.wait_for_selector("digit-steps canvas >> nth=5")
     page.wait_for_load_state("networkidle")

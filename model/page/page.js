@@ -77,7 +77,11 @@
             }
         });
         watch("value", () => fill(props.value));
-        fill(props.value);
+        const untouched = name => fields(name).every(
+            field => field.value === (field.defaultValue ?? field.value) && field.checked === field.defaultChecked);
+        // What was typed before the page was ready stays.
+        if (names.every(untouched)) fill(props.value);
+        else send("input");
         forms[element.closest(".block").id] = {form, fill, send, trigger};
         if (names.includes("steps")) visit(form, trigger);
     }

@@ -26,7 +26,7 @@
     // At most `count` evenly spaced whole numbers from 0 to `last`, both included.
     function spaced(count, last) {
         count = Math.min(count, last + 1);
-        return Array.from({length: count}, (_, i) => Math.round(i * last / (count - 1)));
+        return Array.from({length: count}, (_, i) => Math.round(i * last / Math.max(count - 1, 1)));
     }
 
     // The query string that opens a digit.

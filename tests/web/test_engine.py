@@ -441,7 +441,7 @@ def test_a_partner_is_not_asked_where_one_forward_is_enough(paired):
     assert paired.evaluate("engine.asked") == 0
 
 
-def test_a_newer_drawing_drops_one_that_waits_for_the_partner(paired):
+def test_a_newer_drawing_drops_one_that_waits_for_the_partner(paired, network):
     """The answers to both come in the wrong order, and nothing is heard of the older one."""
     ask(paired, drawing([7], [1], steps=1, guidance=2))  # the partner is there
     older, newer = drawing([7], [42], steps=50, guidance=2), {**drawing([3], [1], steps=3, guidance=2), "id": 2}
@@ -454,6 +454,9 @@ def test_a_newer_drawing_drops_one_that_waits_for_the_partner(paired):
         [older, newer],
     )
     assert without_times(heard) == without_times(ask(paired, {**newer, "alone": True}))
+    assert_same(
+        [{**heard[-1], "id": 1} if answer is heard[-1] else answer for answer in heard], expected(network, newer)
+    )
 
 
 @pytest.mark.skipif(not find_spec("ziglang"), reason="the compiler is not installed: pip install ziglang")

@@ -25,10 +25,9 @@ let newest; // the id of the drawing that goes on
 async function load({weights, relaxed = hasRelaxed(), partner}) {
     const engine = relaxed ? "kernels-relaxed.wasm" : "kernels.wasm";
     const report = (got, total) => postMessage({kind: "progress", got, total});
-    const read = weights instanceof MessagePort ? new Promise(resolve => weights.onmessage = ({data}) => resolve(data))
-        : typeof weights === "string" ? weightsOf.load(weights, report) : weightsOf.open(weights);
-    const [kernels, found] = await Promise.all([instantiate(engine), read]), {config, sampling, tensors} = found;
-    partner?.postMessage(found);
+    const read = typeof weights === "string" ? weightsOf.load(weights, report) : received(weights).then(weightsOf.open);
+    const [kernels, {config, sampling, tensors, bytes}] = await Promise.all([instantiate(engine), read]);
+    partner?.postMessage({bytes, config, sampling}, [bytes]);
     const network = new DiT(kernels, config, tensors), mine = loaded = {network, config};
     if (partner) partner.onmessage = () => mine.partner = partner; // it is ready
     if (weights instanceof MessagePort) help(weights, network);
@@ -49,6 +48,11 @@ function hasRelaxed() {
     const types = [1, 8, 1, 96, 3, 123, 123, 123, 1, 123], functions = [3, 2, 1, 0];
     const code = [10, 13, 1, 11, 0, 32, 0, 32, 1, 32, 2, 253, 133, 2, 11];
     return WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, ...types, ...functions, ...code));
+}
+
+// Weights that are there already, or that come through a port.
+async function received(weights) {
+    return weights instanceof MessagePort ? new Promise(done => weights.onmessage = ({data}) => done(data)) : weights;
 }
 
 // Be the partner of the worker behind a port.

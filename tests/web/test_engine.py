@@ -28,7 +28,7 @@ WEB = ROOT / "model/web"
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 
 # In the page: `engine.ask(message)` sends a message to the worker and returns all answers up to the last one;
-# `engine.pair(...)` gives it a partner, whose questions are counted, and passed on `atOnce` at first, the last one first.
+# `engine.pair(...)` gives it a partner, whose questions are counted, and passed on `atOnce`, the last one first.
 PAGE = """<!doctype html><meta charset="utf-8"><title>Engine</title><script type="module">
 import { noise } from "./noise.js";
 const worker = new Worker("./worker.js", { type: "module" }), last = new Set(["ready", "done", "error"]);

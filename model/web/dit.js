@@ -226,18 +226,20 @@ export class DiT {
         }
     }
 
-    // The network as (x, t, labels) → velocity for these times only, until the next call.
+    // The network as (x, t, labels) → velocity for these times only; their modulations are kept until others are needed.
     withCachedModulations(times) {
-        const modulations = this.modulations(times);
-        return (x, t, labels) => this.velocity(x, modulations[times.indexOf(t)], labels);
+        return (x, t, labels) => {
+            if (String(times) !== String(this.times)) this.makeModulations(times);
+            return this.velocity(x, this.made + times.indexOf(t) * this.modulation.n * FLOAT, labels);
+        };
     }
 
-    // All shifts, scales and gates at up to 50 times, in one matrix product: [T, parts, D], an address for each time.
-    modulations(times) {
-        const embedded = this.embedTime.forward(times), {n} = this.modulation;
+    // All shifts, scales and gates at up to 50 times, in one matrix product: `made` is [T, parts, D].
+    makeModulations(times) {
+        const embedded = this.embedTime.forward(times);
         this.kernels.silu(embedded, times.length * this.width);
         this.modulation.forward(this.made, embedded, times.length);
-        return times.map((_, i) => this.made + i * n * FLOAT);
+        this.times = times;
     }
 
     // Velocity at `x`, both Float32Array [B · 784], given the modulations of its time and B labels.

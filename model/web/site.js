@@ -29,8 +29,9 @@ class Engine {
     #drawing = null;
     drawn = Promise.resolve(); // settled once nothing is being drawn
 
-    // `ready` resolves to {config, sampling} of the weights, or fails with an Error of one sentence.
-    constructor(weights, onProgress = () => {}) {
+    // `weights` and `partner` as for the worker; `ready` resolves to {config, sampling} of the weights, or fails with an
+    // Error of one sentence.
+    constructor(weights, onProgress = () => {}, partner = undefined) {
         this.ready = new Promise((resolve, reject) => {
             this.#worker.onmessage = ({data}) => {
                 const drawing = this.#drawing?.id === data.id ? this.#drawing : null;
@@ -43,7 +44,8 @@ class Engine {
             this.#worker.onerror = () => reject(new Error("The network does not start; reload the page"));
         });
         this.ready.catch(() => {}); // whoever waits for it hears of it
-        this.#worker.postMessage({kind: "load", weights});
+        const ports = [weights, partner].filter(value => value instanceof MessagePort);
+        this.#worker.postMessage({kind: "load", weights, partner}, ports);
     }
 
     // Resolves to true once every state has come, and to false as soon as something newer drops them.
@@ -69,7 +71,7 @@ class Engine {
 
 let first; // the engine that draws as soon as it is there
 let place; // the address of its weights
-const helpers = []; // more engines, made when there is work for them
+const helpers = []; // more engines, made when there is work for them; one of them is the partner of the first
 
 async function withHelpers() {
     while (helpers.length < HELPERS) helpers.push(new Engine(place));
@@ -98,10 +100,12 @@ function emptyFilm({digits, seeds, steps, guidance}) {
 async function drawFilm(engines, wanted, onGrowth = () => {}) {
     const film = emptyFilm(wanted), {digits, seeds, steps, guidance, time_shift} = film, count = digits.length;
     const share = Math.ceil(count / engines.length), reached = new Array(Math.ceil(count / share)).fill(0);
+    const alone = reached.length > 1 || sheet.running; // the partner has work of its own
     const parts = reached.map((_, part) => {
         const begin = part * share, end = begin + share;
         const labels = digits.slice(begin, end).map(name => classes.indexOf(name));
-        return engines[part].draw({labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift}, state => {
+        const its = {labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift, alone};
+        return engines[part].draw(its, state => {
             const at = (state.i * count + begin) * AREA;
             film.noisy.set(state.x, at);
             film.predicted.set(state.predicted, at);
@@ -493,13 +497,21 @@ document.addEventListener("digit-open", event => {
 
 // ---- weights
 
-// Start the first engine with the weights in a folder; resolves to what they say of themselves.
+// Start the first engine with the weights in a folder, and its partner; resolves to what they say of themselves.
 function load(folder) {
     place = folder;
+    first?.end();
+    for (const engine of helpers.splice(0)) engine.end();
+    const {port1, port2} = navigator.hardwareConcurrency > 1 ? new MessageChannel() : {};
     first = new Engine(folder, ({got, total}) => {
         Object.assign($("progress"), {max: total, value: got});
         $("arrived").textContent = `The network arrives: ${(got / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`;
-    });
+    }, port1);
+    if (port2) {
+        const partner = new Engine(port2);
+        helpers.push(partner);
+        partner.ready.catch(() => helpers.splice(helpers.indexOf(partner), 1)); // the first engine does without
+    }
     return first.ready;
 }
 
@@ -516,7 +528,6 @@ async function loadForeign(name) {
         [classes, sampling, repository] = [config.class_names, defaults, name];
         fillControls();
     } catch (error) {
-        first?.end();
         $("notice").textContent = "Drawn with the weights of this page, because " +
             `${name.slice(0, 60)} cannot be used: ${error.message}.`;
     }

@@ -12,7 +12,7 @@ const CLASSES = [..."0123456789", "black", "white"];
 const MAX_SIZE = 2 ** 24; // depth · width², as in dit.py
 const MAX_HEADER = 1_000_000; // bytes
 
-// The weights in the folder at this URL: {config, sampling, tensors}, ready for `new DiT`.
+// The weights in the folder at this URL: {config, sampling, tensors}, ready for `new DiT`, and the file's `bytes`.
 //
 // `report(got, total)` tells how many bytes of the tensors have arrived.
 export async function load(folder, report) {
@@ -34,7 +34,7 @@ export async function load(folder, report) {
         const bytes = await download(file, sizeOf(settings.config), report);
         const tensors = readTensors(bytes, settings.config);
         await checkHash(bytes, metrics.sha256?.[TENSORS]);
-        return {...settings, tensors};
+        return {...settings, tensors, bytes};
     } finally {
         stop.abort(); // after an error, whatever is still on its way
     }
@@ -43,7 +43,7 @@ export async function load(folder, report) {
 // The same from {bytes: ArrayBuffer, config, sampling}: a file that is there already, and what the JSON files hold.
 export function open({bytes, config, sampling = {}}) {
     const settings = checked(config, sampling);
-    return {...settings, tensors: readTensors(bytes, settings.config)};
+    return {...settings, tensors: readTensors(bytes, settings.config), bytes};
 }
 
 function object(name, text) {

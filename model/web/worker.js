@@ -1,7 +1,10 @@
 // The network in a worker of its own, so that the page stays awake while it draws.
 //
-// In:   {kind: "load", weights, relaxed?}    the URL of a folder, or {bytes, config, sampling?}; relaxed: which engine
-//       {kind: "draw", id, labels, seeds, steps, guidance, time_shift}    a digit for each of N labels and seeds
+// In:   {kind: "load", weights, relaxed?, partner?}    the URL of a folder, {bytes, config, sampling?}, or a port to the
+//           worker whose partner this one is; relaxed: which engine; partner: a port to another worker, which gets the
+//           weights from this one, and computes half of each guided step as soon as it is ready
+//       {kind: "draw", id, labels, seeds, steps, guidance, time_shift, alone?}    a digit for each of N labels and
+//           seeds; alone: without the partner
 //       {kind: "stop"}
 // Out:  {kind: "progress", got, total}       bytes of the weights
 //       {kind: "ready", config, sampling, engine}    the weights' own settings, complete; the engine's file
@@ -16,15 +19,18 @@ import {guided, sample, timeGrid, toPixels} from "./flow.js";
 import {noise} from "./noise.js";
 import * as weightsOf from "./weights.js";
 
-let loaded; // {network, config}
+let loaded; // {network, config, partner}, the last one only while there is a partner that is ready
 let newest; // the id of the drawing that goes on
 
-async function load({weights, relaxed = hasRelaxed()}) {
+async function load({weights, relaxed = hasRelaxed(), partner}) {
     const engine = relaxed ? "kernels-relaxed.wasm" : "kernels.wasm";
     const report = (got, total) => postMessage({kind: "progress", got, total});
-    const read = typeof weights === "string" ? weightsOf.load(weights, report) : weightsOf.open(weights);
-    const [kernels, {config, sampling, tensors}] = await Promise.all([instantiate(engine), read]);
-    loaded = {network: new DiT(kernels, config, tensors), config};
+    const read = typeof weights === "string" ? weightsOf.load(weights, report) : received(weights).then(weightsOf.open);
+    const [kernels, {config, sampling, tensors, bytes}] = await Promise.all([instantiate(engine), read]);
+    partner?.postMessage({bytes, config, sampling}, [bytes]);
+    const network = new DiT(kernels, config, tensors), mine = loaded = {network, config};
+    if (partner) partner.onmessage = () => mine.partner = partner; // it is ready
+    if (weights instanceof MessagePort) help(weights, network);
     postMessage({kind: "ready", config, sampling, engine});
 }
 
@@ -44,10 +50,32 @@ function hasRelaxed() {
     return WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, ...types, ...functions, ...code));
 }
 
-async function draw({id, labels, seeds, steps, guidance, time_shift}) {
+// Weights that are there already, or that come through a port.
+async function received(weights) {
+    return weights instanceof MessagePort ? new Promise(done => weights.onmessage = ({data}) => done(data)) : weights;
+}
+
+// Be the partner of the worker behind a port.
+function help(port, network) {
+    port.onmessage = ({data: {times, x, t, labels}, ports: [answer]}) =>
+        answer.postMessage(network.withCachedModulations(times)(x, t, labels));
+    port.postMessage("ready");
+}
+
+// The velocity from the partner behind a port. Each question has a port of its own for its answer, so that the answer
+// to a drawing that has been dropped is not taken for another one.
+function ask(port, question) {
+    const {port1, port2} = new MessageChannel();
+    return new Promise(resolve => {
+        port1.onmessage = ({data}) => resolve(data, port1.close());
+        port.postMessage(question, [port2]);
+    });
+}
+
+async function draw({id, labels, seeds, steps, guidance, time_shift, alone}) {
     newest = id;
     if (!loaded) throw new Error("there are no weights to draw with yet");
-    const {network, config: {pixel_mean: mean, pixel_std: std}} = loaded;
+    const mine = loaded, {network, config: {pixel_mean: mean, pixel_std: std}} = mine;
     if (labels.length !== seeds.length) throw new Error(`${labels.length} labels for ${seeds.length} seeds`);
     for (const label of labels) check.whole("label", label, 0, network.nullLabel);
     for (const seed of seeds) check.whole("seed", seed, 0, 2 ** 31 - 1);
@@ -55,9 +83,13 @@ async function draw({id, labels, seeds, steps, guidance, time_shift}) {
 
     const started = performance.now(), times = timeGrid(steps, time_shift);
     const start = Float32Array.from(seeds.flatMap(seed => [...noise(seed)]));
-    const velocity = guided(network.withCachedModulations(times.slice(0, -1)), labels, network.nullLabel, guidance);
+    const here = network.withCachedModulations(times.slice(0, -1));
+    const there = (x, t, labels) =>
+        mine.partner && !alone ? ask(mine.partner, {times: times.slice(0, -1), x, t, labels}) : here(x, t, labels);
+    const velocity = guided(here, labels, network.nullLabel, guidance, there);
     let i = 0;
-    for (const {t, x, v} of sample(velocity, start, times)) {
+    for await (const {t, x, v} of sample(velocity, start, times)) {
+        if (newest !== id) return; // something newer came while the partner was at work
         const predicted = v ? x.map((value, j) => value - t * v[j]) : x;
         postMessage({
             kind: "state", id, i: i++, t, x: toPixels(x, mean, std), predicted: toPixels(predicted, mean, std),

@@ -2,9 +2,11 @@
 
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -12,12 +14,21 @@ from model import weights
 from model.device import pick
 from model.sampling import SamplingConfig, states
 from model.speed import flops, machine
+from model.web import site
 from tests.server import ROOT, browser, serve_files
 
 ROUNDS = 3
 STEPS = {1: 20, 10: 5}  # digits drawn at once, and how many steps a round takes
 SUMS = 12  # independent sums of the loop below: enough to hide the latency, few enough for the registers
 REPEATS = 1_000_000
+VISITS = 5
+
+# Milliseconds from the beginning of the visit until the page says that its first digit is drawn.
+FIRST_DIGIT = """new Promise(resolve => {
+    const news = document.getElementById("news"), check = () => news.textContent && resolve(performance.now());
+    new MutationObserver(check).observe(news, {childList: true});
+    check();
+})"""
 
 # Milliseconds of each step but the first, which also makes the modulations.
 DRAW = """async ([engine, digits, steps]) => {
@@ -98,6 +109,17 @@ def in_python(network, digits: int, steps: int) -> list[float]:
     return [after - before for before, after in pairwise(times[:-1])]  # the last state takes no call
 
 
+def first_digit(chromium, address: str) -> float:
+    """Seconds from opening the static page, in a browser that has kept nothing of it, to its first finished digit."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(address, wait_until="commit")
+    page.wait_for_selector("#news", state="attached")
+    milliseconds = page.evaluate(FIRST_DIGIT)
+    context.close()
+    return milliseconds / 1000
+
+
 def main() -> int:
     device = pick("cpu")
     print(machine(device))
@@ -118,6 +140,14 @@ def main() -> int:
             engine: 8 * SUMS * REPEATS / page.evaluate(LOOP, [loop("relaxed" in engine), REPEATS]) / 1e6
             for engine in engines
         }
+        with tempfile.TemporaryDirectory() as folder:
+            how = site.export(None, Path(folder) / "site").sampling
+            with serve_files(Path(folder) / "site") as address:
+                visits = [first_digit(chromium, address) for _ in range(VISITS)]
+        print(
+            f"The first digit of the static page, {how.steps} steps with guidance {how.guidance:g}, stands after "
+            f"{statistics.median(visits):.2f} s (median of {VISITS}, {min(visits):.2f} to {max(visits):.2f} s)."
+        )
         print(f"Chromium {chromium.version}, one thread. A step is {work / 1e9:.2f} GFLOP for one digit.")
     for engine, limit in limits.items():
         print(f"128-bit SIMD reaches {limit:.0f} GFLOP/s with the instructions of {engine}.")

@@ -27,7 +27,8 @@ from tests.server import ROOT, Files, serve_files
 WEB = ROOT / "model/web"
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 
-# In the page: `engine.ask(message)` sends a message to the worker and returns all answers up to the last one.
+# In the page: `engine.ask(message)` sends a message to the worker and returns all answers up to the last one;
+# `engine.pair(...)` gives it a partner, whose questions are counted, and passed on `atOnce`, the last one first.
 PAGE = """<!doctype html><meta charset="utf-8"><title>Engine</title><script type="module">
 import { noise } from "./noise.js";
 const worker = new Worker("./worker.js", { type: "module" }), last = new Set(["ready", "done", "error"]);
@@ -48,6 +49,26 @@ window.engine = {
         worker.postMessage(message);
         return answers;
     },
+    asked: 0,
+    async pair(weights, relaxed) {
+        const second = new Worker("./worker.js", { type: "module" }), waiting = [];
+        const [here, there] = [new MessageChannel(), new MessageChannel()];
+        here.port2.onmessage = ({ data, ports }) => {
+            waiting.push(() => there.port1.postMessage(data, [...ports]));
+            this.asked += ports.length; // none comes with the weights
+            if (waiting.length < this.atOnce) return;
+            while (waiting.length) waiting.pop()();
+            this.atOnce = 1;
+        };
+        const paired = new Promise((resolve) => {
+            there.port1.onmessage = ({ data }) => resolve(here.port2.postMessage(data));
+        });
+        second.postMessage({ kind: "load", weights: there.port2, relaxed }, [there.port2]);
+        worker.postMessage({ kind: "load", weights, relaxed, partner: here.port1 }, [here.port1]);
+        await this.until(last);
+        await paired;
+    },
+    atOnce: 1,
 };
 </script>"""
 
@@ -390,6 +411,52 @@ def test_a_drawing_is_dropped_between_steps(ready, then):
     assert 1 <= len([answer for answer in heard if answer["id"] == 1]) <= 8
     newer = [(answer["kind"], answer.get("i")) for answer in heard if answer["id"] == 2]
     assert newer == ([("state", 0), ("state", 1), ("done", None)] if then["kind"] == "draw" else [])
+
+
+@pytest.fixture(params=ENGINES)
+def paired(request, page, site):
+    """A page whose worker has a partner, for each engine."""
+    page.evaluate(
+        "([weights, relaxed]) => engine.pair(weights, relaxed)", [f"{site[1]}/weights", request.param == ENGINES[1]]
+    )
+    return page
+
+
+def without_times(answers: list[dict]) -> list[dict]:
+    return [{name: value for name, value in answer.items() if name != "ms"} for answer in answers]
+
+
+def test_a_partner_changes_no_byte(paired, network):
+    message = drawing([7, 3], [42, 67], guidance=1.5)
+    found = ask(paired, message)
+    assert paired.evaluate("engine.asked") in (7, 8)  # it may be ready a step late
+    assert without_times(ask(paired, {**message, "alone": True})) == without_times(found)
+    assert paired.evaluate("engine.asked") in (7, 8)
+    assert_same(found, expected(network, message))
+
+
+def test_a_partner_is_not_asked_where_one_forward_is_enough(paired):
+    for guidance in (0, 1):
+        assert ask(paired, drawing([7], [42], steps=2, guidance=guidance))[-1]["kind"] == "done"
+    assert paired.evaluate("engine.asked") == 0
+
+
+def test_a_newer_drawing_drops_one_that_waits_for_the_partner(paired, network):
+    """The answers to both come in the wrong order, and nothing is heard of the older one."""
+    ask(paired, drawing([7], [1], steps=1, guidance=2))  # the partner is there
+    older, newer = drawing([7], [42], steps=50, guidance=2), {**drawing([3], [1], steps=3, guidance=2), "id": 2}
+    heard = paired.evaluate(
+        """([older, newer]) => {
+            engine.atOnce = 2;
+            engine.send(older);
+            return engine.ask(newer);
+        }""",
+        [older, newer],
+    )
+    assert without_times(heard) == without_times(ask(paired, {**newer, "alone": True}))
+    assert_same(
+        [{**heard[-1], "id": 1} if answer is heard[-1] else answer for answer in heard], expected(network, newer)
+    )
 
 
 @pytest.mark.skipif(not find_spec("ziglang"), reason="the compiler is not installed: pip install ziglang")

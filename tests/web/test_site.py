@@ -56,7 +56,7 @@ def visit(chromium, address: str, errors: tuple[str, ...] = (), **options):
     context = chromium.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
     page, said = context.new_page(), []
     page.set_default_timeout(60_000)
-    page.add_init_script("Object.defineProperty(navigator, 'hardwareConcurrency', {value: 4})")  # three engines more
+    page.add_init_script("Object.defineProperty(navigator, 'hardwareConcurrency', {value: 4, configurable: true})")
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     try:
@@ -236,9 +236,9 @@ window.Worker = class extends Worker {
         super(...words);
         this.addEventListener("message", ({data}) => done += data.kind === "done");
     }
-    postMessage(message) {
+    postMessage(message, ports) {
         if (message.kind === "draw") sent.push(message.steps);
-        super.postMessage(message);
+        super.postMessage(message, ports);
     }
 };"""
 DRAG = """async values => {
@@ -500,6 +500,31 @@ def test_without_weights_from_the_hub_the_page_draws_with_its_own(chromium, addr
         expect(page.locator("#notice")).to_contain_text(sentence)
         assert_same(drawn(page), expected(small, ["7"], [67]))
         assert "weights" not in query(page)
+
+
+# One core, and a second worker that does not start.
+ONE_CORE = "Object.defineProperty(navigator, 'hardwareConcurrency', {value: 1})"
+NO_PARTNER = """window.Worker = class extends Worker {
+    static made = 0;
+    constructor(address, options) {
+        super(Worker.made++ === 1 ? "missing.js" : address, options);
+    }
+};"""
+
+
+@pytest.mark.parametrize("script", [ONE_CORE, NO_PARTNER], ids=["one core", "no second worker"])
+def test_without_a_partner_the_first_engine_draws_alone(chromium, address, small, script):
+    with visit(chromium, address, errors=("404",)) as (page, open):
+        page.add_init_script(script)
+        open()
+        settle(page, "A 7")
+        assert_same(drawn(page), expected(small, ["7"], [67]))
+        assert len(page.workers) == 1
+        page.click("#tab-numbers")
+        page.fill("[name=count]", "6")
+        page.click("text=Draw the sheet")
+        settle(page, "6 digits, drawn")
+        assert_same(drawn(page, "sheet"), expected(small, list("012345"), range(67, 73)))
 
 
 # ---- wherever it is served

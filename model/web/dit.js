@@ -226,7 +226,7 @@ export class DiT {
         }
     }
 
-    // The network as (x, t, labels) → velocity for these times only; their modulations are kept until others are needed.
+    // The network as (x, t, labels) → velocity for these times; the modulations stay until others are needed.
     withCachedModulations(times) {
         return (x, t, labels) => {
             if (String(times) !== String(this.times)) this.makeModulations(times);

@@ -29,8 +29,8 @@ class Engine {
     #drawing = null;
     drawn = Promise.resolve(); // settled once nothing is being drawn
 
-    // `weights` and `partner` as for the worker; `ready` resolves to {config, sampling} of the weights, or fails with an
-    // Error of one sentence.
+    // `weights` and `partner` as for the worker; `ready` resolves to {config, sampling} of the weights, or fails with
+    // an Error of one sentence.
     constructor(weights, onProgress = () => {}, partner = undefined) {
         this.ready = new Promise((resolve, reject) => {
             this.#worker.onmessage = ({data}) => {

@@ -1,8 +1,8 @@
 // The network in a worker of its own, so that the page stays awake while it draws.
 //
-// In:   {kind: "load", weights, relaxed?, partner?}    the URL of a folder, {bytes, config, sampling?}, or a port to the
-//           worker whose partner this one is; relaxed: which engine; partner: a port to another worker, which gets the
-//           weights from this one, and computes half of each guided step as soon as it is ready
+// In:   {kind: "load", weights, relaxed?, partner?}    weights: the URL of a folder, {bytes, config, sampling?}, or a
+//           port to the worker whose partner this one is; relaxed: which engine; partner: a port to another worker,
+//           which gets the weights from this one, and computes half of each guided step as soon as it is ready
 //       {kind: "draw", id, labels, seeds, steps, guidance, time_shift, alone?}    a digit for each of N labels and
 //           seeds; alone: without the partner
 //       {kind: "stop"}
@@ -19,7 +19,7 @@ import {guided, sample, timeGrid, toPixels} from "./flow.js";
 import {noise} from "./noise.js";
 import * as weightsOf from "./weights.js";
 
-let loaded; // {network, config, partner}, the last one only while there is a partner that is ready
+let loaded; // {network, config, partner?}: a partner that is ready
 let newest; // the id of the drawing that goes on
 
 async function load({weights, relaxed = hasRelaxed(), partner}) {

@@ -7,7 +7,7 @@ the drawing at that step.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -148,7 +148,6 @@ class Film:
     noisy: torch.Tensor  # x_t
     predicted: torch.Tensor  # x_t − t·v, the image predicted at t
     velocity: torch.Tensor  # v, mid-grey is 0; uint8 [steps, N, 28, 28]
-    milliseconds: float
 
     @property
     def digits(self) -> torch.Tensor:
@@ -159,7 +158,7 @@ class Film:
         """At most `count` evenly spaced indices of states, the first and the last included."""
         last = len(self.times) - 1
         count = min(count, last + 1)
-        return [round(i * last / (count - 1)) for i in range(count)]
+        return [round(i * last / max(count - 1, 1)) for i in range(count)]
 
 
 def draw_film(
@@ -229,7 +228,6 @@ def finish(
 
 def film(network: DiT, path: Iterable[flow.State]) -> Film:
     """Go along a path of `B` images and keep every state."""
-    started = time.perf_counter()
     path = list(path)
     x = torch.stack([state.x for state in path])  # [steps + 1, B, 1, 28, 28]
     v = torch.stack([torch.zeros_like(state.x) if state.v is None else state.v for state in path])
@@ -240,16 +238,34 @@ def film(network: DiT, path: Iterable[flow.State]) -> Film:
 
     noisy, predicted = (pixels(image, network.pixel_mean, network.pixel_std) for image in (x, x - t * v))
     velocity = pixels(v[:-1], 0.5, 1 / 6)  # ±3 standard deviations map to black and white
-    return Film([state.t for state in path], noisy, predicted, velocity, 1000 * (time.perf_counter() - started))
+    return Film([state.t for state in path], noisy, predicted, velocity)
+
+
+class Timed:
+    """A turn that measures the time of a drawing without the time in which it waits for its turns."""
+
+    def __init__(self, turn: Turn):
+        self.turn, self.started = turn, time.perf_counter()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        asked = time.perf_counter()
+        with self.turn():
+            self.started += time.perf_counter() - asked
+            yield
+
+    @property
+    def milliseconds(self) -> float:
+        return 1000 * (time.perf_counter() - self.started)
 
 
 def compare_steps(
     network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Iterator[tuple[int, torch.Tensor, float]]:
     """The same noise for every label `[B]`, at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`,
-    milliseconds."""
+    milliseconds of drawing."""
     for steps in STEP_COUNTS:
-        started = time.perf_counter()
-        *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps), turn)
+        timed = Timed(turn)
+        *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps), timed)
         pixels = images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
-        yield steps, pixels, 1000 * (time.perf_counter() - started)
+        yield steps, pixels, timed.milliseconds

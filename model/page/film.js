@@ -298,7 +298,7 @@
     // The rows of the film strip: what they show, in words and as a formula.
     const ROWS = {
         noisy: ["From noise to digit", "xₜ"],
-        predicted: ["Image predicted at that moment", "xₜ − t·v"],
+        predicted: ["The network’s guess at that moment", "xₜ − t·v"],
         velocity: ["Velocity: dark gets brighter, bright darker", "v"],
     };
 
@@ -339,7 +339,7 @@
                 this.#toggleVelocity();
             }});
             this.velocitySwitch = make("label", {className: "digits-switch"}, this.velocity, " Show the velocity");
-            const guess = make("div", {className: "digits-guess"}, this.guess, make("p", {}, "predicted from it"));
+            const guess = make("div", {className: "digits-guess"}, this.guess, make("p", {}, "the network’s guess"));
             this.replaceChildren(
                 make("div", {className: "digits-stage"}, this.large, guess),
                 this.player(), this.caption, this.strip, this.velocitySwitch, this.saves(),

@@ -71,21 +71,21 @@ STEPS = (
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
 CHANGE = (
     "Change its mind",
-    "The network starts with the class of the page and is asked for another one on the way. Asked early, it draws the "
-    "other one; asked late, it no longer can. The class is decided early, at about t = 0.8, long before the digit is "
-    "clear.",
+    "The network starts to draw the chosen class and is asked for another one on the way. Time t runs from 1, pure "
+    "noise, to 0, the digit. Asked early, the network draws the other class; asked late, it no longer can. The class "
+    "is decided at about t = 0.8, long before the digit is clear.",
 )
 MORPH = (
     "From one handwriting to another",
-    "The noise of the page turns into that of another seed in equal steps, and each picture is drawn from a noise in "
-    "between. The class stays; the handwriting follows the noise.",
+    "The noise of this seed turns into the noise of another seed in equal steps, and every mixture becomes a digit. "
+    "The class stays; the handwriting follows the noise.",
 )
 SKETCH = (
     "Finish a sketch",
-    "Draw something. Noise is laid over it, and the network takes the noise away again, as the class of the page. A "
-    "little noise keeps your lines, a lot keeps only the idea.",
+    "Draw something. Noise is laid over it, and the network takes the noise away again, as the chosen class. A little "
+    "noise keeps your lines, a lot keeps only the idea.",
 )
-SHEET = ("A sheet", "Up to 400 digits, each from a seed of its own. Click one to open it.")
+SHEET = ("A sheet of digits", "Up to 400 digits, each from its own seed. Click one to open it.")
 
 
 def section(name: str, sentence: str) -> str:
@@ -129,8 +129,8 @@ def number_form() -> str:
         '<form class="line" data-fields="number"><label for="number">A number</label>'
         '<input id="number" name="number" type="text" inputmode="numeric" autocomplete="off" '
         f'placeholder="a birthday, say" aria-describedby="number-hint">{submit("Write it")}'
-        f'<p class="hint" id="number-hint">1 to {sampling.MAX_NUMBER} digits, each from a seed of its own; '
-        'points and dashes are left out.</p><p class="problem" role="alert"></p></form>'
+        f'<p class="hint" id="number-hint">1 to {sampling.MAX_NUMBER} digits, each from its own seed; '
+        'dots and dashes are ignored.</p><p class="problem" role="alert"></p></form>'
     )
 
 
@@ -149,7 +149,7 @@ def morph_form(other: int) -> str:
 
 
 def noise_form(noise: float) -> str:
-    hint = "how much is laid over the sketch: little keeps it, much leaves only a hint of it"
+    hint = "laid over the sketch"
     field = slider("noise", "Noise", noise, 0.1, 1, 0.05, hint)
     return f'<form data-fields="noise">{field}<p class="problem" role="alert"></p></form>'
 
@@ -225,7 +225,7 @@ class Told:
 
 
 def plain(number: str) -> str:
-    """A number without the spaces, points and dashes that people write into dates."""
+    """A number without the spaces, dots and dashes that people write into dates."""
     return re.sub(r"[\s./-]", "", number) if isinstance(number, str) else ""
 
 
@@ -255,7 +255,6 @@ def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: Sampli
         **recipe(config),
         "times": film.times,
         **arrays,
-        "milliseconds": round(film.milliseconds),
         **more,
     }
 

@@ -13,7 +13,7 @@
     const {make, button, canvas, paint} = digits;
 
     const HINT = "Draw a digit with the mouse, a finger or a pen.";
-    const DONE = "Scaled to 20 × 20 pixels and centred by its mass in 28 × 28, as the digits of MNIST were.";
+    const DONE = "Scaled to 20 × 20 pixels and centred by its mass, like the digits the network learned from (MNIST).";
 
     const remembered = new Map(); // strokes of an element whose HTML is replaced, by its id
 

@@ -84,7 +84,7 @@
             const which = JSON.stringify([digit, seeds, steps, guidance]);
             if (this.memory.which !== which) Object.assign(this.memory, {which, i: 0});
             this.last = (count ?? times.length) - 1;
-            this.words.textContent = `It begins with noise, like the snow on an old television. Asked for `
+            this.words.textContent = `The picture begins as noise, like the snow on an old television. Asked for `
                 + `${named(this.data)}, the network predicts an arrow for every pixel: brighter or darker, and how `
                 + `strongly. One step moves every pixel a little along its arrow; then the network looks again.`;
             this.go(Math.min(this.memory.i, this.last));
@@ -220,10 +220,10 @@
             const height = k => runs.at(-1).path.at(-1)[k][1];
             this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
             this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
-                + `together. Each line leads from one noise to a digit, with a stop after every step.`;
-            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. The map flattens `
-                + `784 pixels to two numbers: to the right it goes from noise to the average ${digit}, and up and down `
-                + `lies what differs most among real ${digit}s.`;
+                + `together. Each line leads from a patch of noise to a digit, with a stop after every step.`;
+            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. Left to `
+                + `right: from noise to the average ${digit}. Up and down: the largest difference among real `
+                + `${digit}s.`;
             this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
             this.ends.replaceChildren(...this.order.map(k => make("button", {
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
@@ -264,11 +264,11 @@
             this.caption.textContent = guidance === 0
                 ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any." : {
                 1: `In one step. In pure noise every ${digit} is still possible, so the arrows point to the average of `
-                    + `all: a blur, and nearly the same for every noise.`,
+                    + `all: a blur, and nearly the same wherever it starts.`,
                 4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `
                     + `${digit}. But few straight pieces follow a curve only roughly, and strokes may break.`,
-                20: `In 20 steps. The network looks again and again and corrects the course a little each time: every `
-                    + `noise finds ${named(this.data)} of its own.`,
+                20: `In 20 steps. The network looks again and again and corrects its course a little each time: every `
+                    + `patch of noise ends at its own ${digit}.`,
             }[steps];
             this.picked = null;
             this.pick(this.memory.path);
@@ -311,16 +311,15 @@
 
         build() {
             this.rows = make("div", {className: "why-rows"});
-            const another = button("Another noise", () => {
+            const another = button("New noise", () => {
                 const seed = Math.floor(Math.random() * 10000);
                 this.memory.asked = true;
                 this.dispatchEvent(new CustomEvent("digit-noise", {detail: {seed}, bubbles: true}));
             });
             this.append(
-                make("h3", {}, "One noise, ten digits"),
-                make("p", {}, "Each row begins with one and the same noise, and only the digit asked for differs. Much "
-                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright. "
-                    + "Compare it with another one."),
+                make("h3", {}, "Same noise, ten digits"),
+                make("p", {}, "All digits of a row start from the same noise; only the digit asked for differs. Much of "
+                    + "the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
                 this.rows,
                 make("div", {className: "why-buttons"}, another),
             );

@@ -357,7 +357,7 @@ def test_many_paths_and_ten_digits_follow_the_controls(visit, bundled):
     one.choose("2")
     one.until("$('digit-paths').textContent.includes('real handwritten 2')")
     one.page.wait_for_selector("digit-styles a")
-    one.page.get_by_role("button", name="Another noise").click()
+    one.page.get_by_role("button", name="New noise").click()
     one.until("$$('digit-styles .why-style').length === 2")
     seed = int(one.field("seed").input_value())
     assert seed != SEED

@@ -221,7 +221,7 @@ def test_the_steps_are_chosen_and_the_paths_lie_where_the_data_say(opened):
             assert np.array_equal(found, expected)
         words = page.locator(".why-caption").inner_text()
         assert words.startswith("In one step" if steps == 1 else f"In {steps} steps")
-        assert steps < 20 or words.endswith("every noise finds an 8 of its own.")
+        assert steps < 20 or words.endswith("every patch of noise ends at its own 8.")
         pressed = page.locator(".why-buttons [aria-pressed=true]").all_inner_texts()
         assert pressed == ["1 step" if steps == 1 else f"{steps} steps"]
 
@@ -279,12 +279,12 @@ def test_digits_emerge_from_their_noise_once(opened):
 def test_another_noise_is_asked_for_and_its_row_goes_on_top(opened):
     page = opened(f"<main>{element('digit-styles', styles(3, 4))}</main>")
     page.evaluate("addEventListener('digit-noise', event => window.seed = event.detail.seed)")
-    press(page, "Another noise")
+    press(page, "New noise")
     assert 0 <= page.evaluate("seed") < 10_000
     replace = "html => document.querySelector('main').innerHTML = html"
     page.evaluate(replace, element("digit-styles", styles(9)))
     assert [row[0] for row in rows(page)] == [209, 203, 204]
-    assert page.evaluate("document.activeElement.textContent") == "Another noise"
+    assert page.evaluate("document.activeElement.textContent") == "New noise"
     page.evaluate(replace, element("digit-styles", styles(7)))
     assert [row[0] for row in rows(page)] == [207, 209, 203]
     page.evaluate(replace, element("digit-styles", styles(2, guidance=3)))

@@ -178,6 +178,21 @@ def test_a_turn_is_taken_around_each_network_call_and_over_between_the_steps(sma
     assert calls == [True] * 17
 
 
+def test_waiting_for_turns_is_not_part_of_the_time_of_a_drawing(small, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: clock[0])
+
+    @contextmanager
+    def turn():
+        clock[0] += 100  # until the others are done
+        yield
+        clock[0] += 0.25
+
+    monkeypatch.setattr(sampling, "STEP_COUNTS", (1, 4))
+    times = [milliseconds for *_, milliseconds in compare_steps(small, torch.tensor([3]), 7, SamplingConfig(), turn)]
+    assert times == [250, 1000]
+
+
 def test_a_turn_that_is_refused_ends_the_drawing(small):
     turns = Turns(allowed=2)
     with pytest.raises(KeyboardInterrupt):

@@ -312,7 +312,7 @@ def test_why_it_works_takes_its_pictures_from_the_digit(page, small):
     styles = "() => { const {data} = document.getElementById('styles'); return Array.from(data.noisy.slice(-7840)); }"
     wanted = expected(small, list("0123456789"), [67] * 10)
     assert_same(np.array(page.evaluate(styles)).reshape(10, 28, 28), wanted)
-    page.click("text=Another noise")
+    page.click("text=New noise")
     wait_until(lambda: "seed=67" not in query(page), 60, "another seed")
     seed = values(page)["seed"]
     wanted = expected(small, list("0123456789"), [seed] * 10)

@@ -7,7 +7,7 @@
 // draws or takes back, the event "digit-sketch" bubbles with them in `detail.pixels`.
 
 {
-    const SIZE = 28, BOX = 20, MIDDLE = 14.5; // the mean of MNIST's centres of mass, measured from the edge of the field
+    const SIZE = 28, BOX = 20, MIDDLE = 14.5; // the mean of MNIST's centres of mass, from the field's edge
     const PEN = 2.5; // pixels of the 28, also on the large canvas
     const FINE = 8; // parts of a pixel in which the centre of mass is measured
     const {make, button, canvas, paint} = digits;
@@ -91,7 +91,9 @@
             this.append(make("div", {className: "lab-desk"}, this.large, side), this.words);
             this.large.addEventListener("pointerdown", event => this.#begin(event));
             this.large.addEventListener("pointermove", event => this.#go(event));
-            for (const end of ["pointerup", "pointercancel"]) this.large.addEventListener(end, event => this.#end(event));
+            for (const end of ["pointerup", "pointercancel"]) {
+                this.large.addEventListener(end, event => this.#end(event));
+            }
             if (!this.#strokes.length && remembered.has(this.id)) this.#strokes = remembered.get(this.id);
             this.#update();
         }
@@ -153,7 +155,8 @@
             const context = this.large.getContext("2d"), side = this.large.width;
             ink(context, this.#strokes, side, [0, 0], PEN * side / SIZE);
             if (this.#strokes.length) return;
-            Object.assign(context, {fillStyle: "#999", textAlign: "center", font: `${side / 16}px system-ui, sans-serif`});
+            const font = `${side / 16}px system-ui, sans-serif`;
+            Object.assign(context, {fillStyle: "#999", textAlign: "center", font});
             context.fillText("Draw here", side / 2, side / 2);
         }
     }

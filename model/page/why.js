@@ -318,8 +318,8 @@
             });
             this.append(
                 make("h3", {}, "Same noise, ten digits"),
-                make("p", {}, "All digits of a row start from the same noise; only the digit asked for differs. Much of "
-                    + "the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
+                make("p", {}, "All digits of a row start from the same noise; only the digit asked for differs. Much "
+                    + "of the handwriting comes from the noise: a row often stays thin or thick, slanted or upright."),
                 this.rows,
                 make("div", {className: "why-buttons"}, another),
             );

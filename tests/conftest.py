@@ -27,6 +27,9 @@ def pytest_collection_modifyitems(items):
 
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
 os.environ.pop("WEIGHTS", None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes that run tests side by side
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

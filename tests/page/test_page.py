@@ -467,7 +467,7 @@ def test_a_sketch_is_finished(visit):
     for x, y in ((0.7, 0.2), (0.5, 0.5), (0.4, 0.8)):
         one.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=5)
     one.page.mouse.up()
-    one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.75')")
+    one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.85')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
     one.page.locator("#noise input[type=number]").fill("0.1")  # the sketch stays almost as it is

@@ -12,7 +12,7 @@ from PIL import Image
 from model import generate, images, weights
 from model.common import python
 from model.dit import DiT
-from model.page import html
+from model.page.studio import from_link
 from model.sampling import SamplingConfig, label, parse_labels
 from tests.conftest import TINY, flags
 from training import own_images, trainer
@@ -207,8 +207,6 @@ def test_own_images_train_and_draw_from_one_command_each(pets, tmp_path, monkeyp
     assert "ask for one of cat, my dog." in text
     assert "--labels 'cat,my dog' --count" in text
     assert "mnist" not in text.lower()
-    cell = html.cell_html(torch.zeros(28, 28, dtype=torch.uint8), "my dog", 3, SamplingConfig())
-    assert re.search(r'href="\?digit=my%20dog&seed=3.*alt="my dog image"', cell)
     # Other images from these weights: the network is kept, the classes start anew.
     (pets / "cat").rename(pets / "bird")
     assert train("--data", "pets", "--name", "next", "--init", folder) == 0
@@ -252,13 +250,12 @@ def test_page_offers_the_classes_of_the_weights(tmp_path):
     assert studio.draw_one("my dog", 1, config).digits.shape == (1, 28, 28)
     assert studio.labels("my dog", 2).tolist() == [1, 1]
     assert [len(column[1]) for column in studio.compare_steps("all", 1, config)] == [2] * 6
-    *_, sheet = studio.sheet_tab(["my dog"], "77", 3, 1, 1, 1.0, progress=lambda *_, **__: None)
-    assert sheet.count('alt="my dog image"') == 3
-    assert app.from_link({"digit": "my dog"}, studio.start, studio.classes)["digit"] == "my dog"
-    offered = [block.choices for block in app.build(studio).blocks.values() if hasattr(block, "choices")]
-    assert [[name for name, _ in choices] for choices in offered] == [
-        ["cat", "my dog"], ["all", "cat", "my dog"], ["cat", "my dog"]
-    ]  # fmt: skip
+    *_, (sheet, problem) = studio.sheet_tab(["my dog", 3], ["cat", 1, 1, 1.0])
+    assert (sheet["digits"], sheet["labels"], problem) == (["my dog"] * 3, [1] * 3, None)
+    assert from_link({"digit": "my dog"}, studio.start, studio.classes)["digit"] == "my dog"
+    forms = [block.props["content"] for block in app.build(studio).blocks.values() if getattr(block, "props", {})]
+    offered = [re.findall(r'(?:value="|<option[^>]*>)(cat|my dog)', content) for content in forms]
+    assert [names for names in offered if names] == [["cat", "my dog"]] * 3  # the panel, the sheet, another class
 
 
 # ---- TensorBoard

@@ -17,7 +17,7 @@ TITLE = "Digits from noise"
 SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
 KEEP = {"__type__": "update"}  # what Gradio takes for no change
 PREVIEW = "/preview.png"  # the picture beside a link to the page
-STYLES = ("elements.css", "why.css", "lab.css", "page.css")
+STYLES = ("elements.css", "forms.css", "why.css", "lab.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
 
 # ---- the page around the drawings

@@ -174,7 +174,7 @@ const ready = (count = 1) => fits("seed", count) & fits("steps") & fits("guidanc
 
 // Radio buttons or checkboxes for the classes, in an even grid.
 function choices(group, type, name, chosen) {
-    group.classList.toggle("long", classes.some(name => name.length > 5));
+    group.classList.toggle("wide", classes.some(name => name.length > 5));
     group.querySelector("div").replaceChildren(...classes.map(value => digits.make("label", {},
         digits.make("input", {type, name, value, checked: chosen.includes(value)}), digits.make("span", {}, value))));
 }
@@ -190,7 +190,8 @@ function fillControls() {
     choices(document.querySelector("[data-field=classes]"), "checkbox", "classes", classes.slice(0, 10));
     $("write").hidden = !settings.numerals.every((name, i) => classes[i] === name);
     $("number-hint").textContent =
-        `1 to ${most.number} digits; the first one has the seed of the page, each further one the next.`;
+        `1 to ${most.number} digits, each from its own seed; dots and dashes are ignored.`;
+    $("blank").hidden = !classes.includes("black");
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     elements.sheet.classes = classes;
     set({digit, seed: start.seed, ...sampling});

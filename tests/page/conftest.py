@@ -1,0 +1,111 @@
+"""A visitor of the page, and what the page has to show."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model import weights
+from model.page import studio
+from model.sampling import draw_film
+
+
+@pytest.fixture(scope="session")
+def bundled() -> weights.Weights:
+    return weights.load()
+
+
+SEED, STEPS = studio.START["seed"], weights.read(weights.BUNDLED).sampling.steps  # what the page opens with
+
+
+def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
+    """What the page has to show, drawn here; the guidance is the weights' own unless given."""
+    sampling = replace(bundled.sampling, steps=steps)
+    sampling = sampling if guidance is None else replace(sampling, guidance=guidance)
+    film = draw_film(bundled.network, torch.tensor([label]), [seed], sampling)
+    return film.digits[0].numpy().astype(int)
+
+
+# ---- the browser
+
+TABS = ("Digit", "Why it works", "Numbers", "Experiments")
+FILM = "document.querySelector('#film')"
+
+
+class Visit:
+    """A visitor's page: what it shows, and what it has asked the server for."""
+
+    def __init__(self, context, url: str):
+        self.page, self.errors, self.asked = context.new_page(), [], []
+        self.page.set_default_timeout(60_000)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: "queue/join" in request.url and self.asked.append(request.post_data))
+        self.page.goto(url)
+        self.page.wait_for_selector("#film canvas", state="attached")
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until nothing is on its way any more."""
+        self.page.wait_for_load_state("networkidle")
+        self.page.wait_for_timeout(300)
+
+    def shows(self, digit, seed=SEED, steps=STEPS) -> np.ndarray:
+        """Wait for the film of a digit: its last picture, as it is seen once it has played."""
+        self.page.wait_for_function(
+            f"""([digit, seed, steps]) => {{
+                const {{film, index, large}} = {FILM};
+                return film.digits[0] === digit && film.seeds[0] === seed && film.steps === steps && index === steps;
+            }}""",
+            arg=[str(digit), seed, steps],
+        )
+        self.settle()
+        return self.pixels()
+
+    def pixels(self, canvas: str = "#film .digits-large") -> np.ndarray:
+        """What is painted on a canvas, 28 x 28."""
+        data = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).data]"""
+        return np.array(self.page.locator(canvas).first.evaluate(data)).reshape(28, 28, 4)[..., 0]
+
+    def until(self, condition: str) -> None:
+        """Wait until JavaScript in which `$` and `$$` look for elements is true."""
+        find = "const $ = name => document.querySelector(name), $$ = name => document.querySelectorAll(name)"
+        self.page.wait_for_function(f"() => {{ {find}; return {condition}; }}")
+
+    def alt(self) -> str:
+        return self.page.locator("#film .digits-large").get_attribute("aria-label")
+
+    def field(self, name: str):
+        return self.page.locator(f"#panel input[name={name}]")
+
+    def choose(self, name: str) -> None:
+        self.page.locator("#panel .classes label").filter(has_text=re.compile(f"^{name}$")).click()
+
+    def open(self, tab: str) -> None:
+        self.page.get_by_role("tab", name=tab).click()
+
+    def more(self) -> None:
+        """Open the part of the controls that is closed at first."""
+        self.page.locator("#panel summary").click()
+
+    def save(self, button) -> object:
+        with self.page.expect_download() as waiting:
+            button.click()
+        return waiting.value
+
+
+@pytest.fixture
+def visit(chromium, page_url):
+    """Opens the page as fresh visitors, who see no script error; for the options see Playwright's `new_context`."""
+    visits = []
+
+    def come(query: str = "", **options) -> Visit:
+        context = chromium.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
+        visits.append((context, Visit(context, page_url + query)))
+        return visits[-1][1]
+
+    yield come
+    for context, one in visits:
+        context.close()
+        assert not one.errors

@@ -16,11 +16,10 @@
     // Uint8Array of base64, or of what is an array already.
     const bytes = data => typeof data === "string" ? Uint8Array.from(atob(data), byte => byte.charCodeAt(0)) : data;
 
-    // A film of its JSON, in which the arrays are base64.
-    function film(json) {
-        const film = JSON.parse(json);
-        for (const name of ["noisy", "predicted", "velocity"]) if (film[name]) film[name] = bytes(film[name]);
-        return film;
+    // A film whose arrays are base64, as the server sends it, with arrays of bytes.
+    function film(sent) {
+        const names = ["noisy", "predicted", "velocity"].filter(name => sent[name]);
+        return {...sent, ...Object.fromEntries(names.map(name => [name, bytes(sent[name])]))};
     }
 
     // At most `count` evenly spaced whole numbers from 0 to `last`, both included.
@@ -139,7 +138,7 @@
         #following = false; // whether the picture is the newest state of a film that is still being drawn
 
         connectedCallback() {
-            if (!this.#film && this.dataset.film) this.film = film(this.dataset.film);
+            if (!this.#film && this.dataset.film) this.film = film(JSON.parse(this.dataset.film));
         }
 
         disconnectedCallback() {
@@ -147,7 +146,7 @@
         }
 
         attributeChangedCallback(_, before, after) {
-            if (before !== null && after) this.film = film(after);
+            if (before !== null && after) this.film = film(JSON.parse(after));
         }
 
         get memory() {

@@ -160,18 +160,13 @@
         }).observe(element);
     }
 
-    const decoded = film => {
-        const names = ["noisy", "predicted", "velocity"].filter(name => film[name]);
-        return {...film, ...Object.fromEntries(names.map(name => [name, digits.bytes(film[name])]))};
-    };
-
     const PICTURES = {
         "digit-film": (element, value) => {
             if (element.id !== "film") {
-                element.film = decoded(value);
+                element.film = digits.film(value);
                 return;
             }
-            latest = element.film = decoded(value);
+            latest = element.film = digits.film(value);
             for (const arrows of document.querySelectorAll("digit-arrows")) arrows.film = latest;
             const first = !subject, before = JSON.stringify(subject);
             subject = {digit: value.digits[0], seed: value.seeds[0], steps: value.steps, guidance: value.guidance};
@@ -186,7 +181,7 @@
         },
         "digit-row": (element, value) => {
             if (value.captions) element.setAttribute("captions", JSON.stringify(value.captions));
-            element.film = decoded(value);
+            element.film = digits.film(value);
             if (element.id !== "row") return;
             written = value.digits.join("");
             follow();
@@ -195,7 +190,7 @@
             element.hidden = !value.runs;
             if (value.runs) element.paths = value;
         },
-        "digit-styles": (element, value) => element.film = decoded(value),
+        "digit-styles": (element, value) => element.film = digits.film(value),
         "digit-sheet": (element, value) => {
             const parts = value.pixels.map(digits.bytes), pixels = [];
             for (const part of parts) pixels.push(...part);

@@ -18,7 +18,7 @@
     // An element that is built once and then shows the data of its attribute or property.
     class Scene extends HTMLElement {
         attributeChangedCallback(_name, _before, text) {
-            if (text) this.show(digits.film(text));
+            if (text) this.show(digits.film(JSON.parse(text)));
         }
 
         connectedCallback() {

@@ -193,7 +193,6 @@ function fillControls() {
         `1 to ${most.number} digits, each from its own seed; dots and dashes are ignored.`;
     $("blank").hidden = !classes.includes("black");
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
-    elements.sheet.classes = classes;
     set({digit, seed: start.seed, ...sampling});
     set(Object.fromEntries(asked));
     level("count");

@@ -226,7 +226,7 @@ def test_the_same_film_again_does_not_stop_it(visit, draw):
     page, film = visit(), draw("7", 67, 8)
     put(page, element("digit-film", film))
     page.clock.run_for(500)
-    again = "json => document.querySelector('#shown').film = digits.film(json)"
+    again = "json => document.querySelector('#shown').film = digits.film(JSON.parse(json))"
     page.evaluate(again, json.dumps({**film, **arrays(film)}))
     page.clock.run_for(PLAYED)
     assert places(painted(page), film) == list(range(9))
@@ -261,7 +261,8 @@ def test_who_prefers_no_motion_sees_the_digit_at_once(visit, draw):
 
 
 GROW = """([json, count]) => {
-    const film = digits.film(json), known = window.films ??= {}, name = film.digits + film.seeds + film.steps;
+    const film = digits.film(JSON.parse(json)), known = window.films ??= {};
+    const name = film.digits + film.seeds + film.steps;
     known[name] ??= film;
     known[name].count = count;
     document.querySelector("#shown").film = known[name];
@@ -300,7 +301,7 @@ def test_noise_that_waits_for_the_network_is_followed_by_its_film(visit, draw):
     page, film = visit(), draw("7", 67, 8)
     put(page, '<digit-film id="shown"></digit-film>')
     page.evaluate(
-        "json => { const film = digits.film(json); film.count = 1; document.querySelector('#shown').film = film; }",
+        "json => document.querySelector('#shown').film = {...digits.film(JSON.parse(json)), count: 1}",
         json.dumps({**film, **arrays(film)}),
     )
     assert places(painted(page), film) == [0]

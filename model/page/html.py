@@ -72,8 +72,8 @@ NUMBER = ("Write a number", "All its digits come out of the noise at the same ti
 CHANGE = (
     "Change its mind",
     "The network starts to draw the chosen class and is asked for another one on the way. Time t runs from 1, pure "
-    "noise, to 0, the digit. Asked early, the network draws the other class; asked late, it no longer can. The class "
-    "is decided at about t = 0.8, long before the digit is clear.",
+    "noise, to 0, the digit. Asked early, the network draws the other class; asked late, it no longer can. The row "
+    "shows when the class is decided: long before the digit is clear.",
 )
 MORPH = (
     "From one handwriting to another",

@@ -7,7 +7,8 @@ through adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers"
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from model import check
+from model import check, flow
 from model.fused import linear
 from model.images import CLASSES, SIZE
 
@@ -51,17 +52,20 @@ def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor
 
 
 class TimeEmbedder(nn.Module):
-    """Time in [0, 1] `[B]` → `[B, D]`: sinusoidal features of 1000·t, then a two-layer MLP (DiT §3.2)."""
+    """Numbers `[B]` → `[B, D]`: sinusoidal features of `scale` · number, then a two-layer MLP (DiT §3.2).
 
-    def __init__(self, width: int, channels: int = 256):
+    Times in [0, 1] take the scale 1000.
+    """
+
+    def __init__(self, width: int, channels: int = 256, scale: float = 1000):
         super().__init__()
-        self.channels = channels
+        self.channels, self.scale = channels, scale
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         # Computed here in float32 rather than kept as a buffer: 1000·t needs more than the 8 bits of bfloat16.
         k = torch.arange(self.channels // 2, device=t.device) / (self.channels // 2)
-        angles = t.float().unsqueeze(-1) * 1000 * torch.exp(-math.log(10_000) * k)
+        angles = t.float().unsqueeze(-1) * self.scale * torch.exp(-math.log(10_000) * k)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.mlp[0].weight.dtype))
 
 
@@ -137,6 +141,9 @@ class DiT(
     Raises ValueError for an argument out of range.
     """
 
+    kind = "velocity"  # what the network predicts, in config.json
+    sampler = flow.SAMPLER  # recorded beside every measured figure
+
     def __init__(
         self,
         width: int = 256,
@@ -186,18 +193,51 @@ class DiT(
         """
         return self.velocity(x, self.modulations(t), labels)
 
-    def with_cached_modulations(
-        self, times: Iterable[float]
-    ) -> Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]:
-        """The network as `(x, t, labels) → velocity` for these times only, their modulations computed in one batch."""
-        times = list(times)
-        modulations = self.modulations(torch.tensor(times, device=self.modulation.weight.device)).unsqueeze(1)
-        at = dict(zip(times, modulations, strict=True))
-        return lambda x, t, labels: self.velocity(x, at[t], labels)
+    def states(
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor | flow.Labels,
+        times: Sequence[float],
+        guidance: float,
+        turn: Callable = nullcontext,
+        film: bool = False,
+    ) -> Iterator[flow.State]:
+        """The sampler's states from noise `x` `[B, 1, 28, 28]` along `times`: how this kind of network draws.
 
-    def modulations(self, t: torch.Tensor) -> torch.Tensor:
-        """All shifts, scales and gates at times `[T]`, in one matrix product: `[T, parts, 1, D]`."""
-        return self.modulation(F.silu(self.embed_time(t))).unflatten(-1, (-1, 1, self.width)) + self.one_for_scales
+        `labels` is `[B]`, or a function of t that returns them. `turn()` is entered around each network call. Every
+        state has its velocity and predicted image; other kinds of network compute them only for a `film`.
+        """
+        velocity = flow.guided(self.with_cached_modulations(times[:-1]), labels, self.null_label, guidance)
+
+        def in_turn(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
+            with turn():
+                return velocity(x, t, t_next)
+
+        return flow.sample(in_turn, x, times)
+
+    @staticmethod
+    def nearest_guidance(scale: float) -> float:
+        """The guidance scale that is drawn with where `scale` is asked for."""
+        return scale
+
+    def with_cached_modulations(self, moments: Iterable) -> Callable:
+        """The network as `(x, moment, labels) → velocity` for these moments only, their modulations computed in one
+        batch.
+
+        A moment is a time, or a tuple of what `modulations` takes.
+        """
+        moments = list(moments)
+        columns = torch.tensor(moments, device=self.modulation.weight.device).unsqueeze(-1).flatten(1).unbind(1)
+        at = dict(zip(moments, self.modulations(*columns).unsqueeze(1), strict=True)) if moments else {}
+        return lambda x, moment, labels: self.velocity(x, at[moment], labels)
+
+    def modulations(self, *moments: torch.Tensor) -> torch.Tensor:
+        """All shifts, scales and gates at moments `[T]`, in one matrix product: `[T, parts, 1, D]`."""
+        return self.modulation(F.silu(self.embed(*moments))).unflatten(-1, (-1, 1, self.width)) + self.one_for_scales
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """The condition of all modulations at times `[T]`: `[T, D]`."""
+        return self.embed_time(t)
 
     def velocity(self, x: torch.Tensor, modulations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The forward pass, given the modulations of its times."""

@@ -8,7 +8,8 @@
 Liu et al., "Flow Straight and Fast" (arXiv 2209.03003); the shift and the logit-normal are those of
 Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206, §3.1 and §5.3.2).
 
-The sampler replaces v in the step by a second-order multistep estimate (AB2): still one network call per step. A
+The sampler replaces v in the step by a second-order multistep estimate (AB2): still one network call per step. A flow
+map knows the average velocity of the whole step, and needs none of that. A
 *velocity* is any callable `(x, t, t_next) → v` with `x` and `v` float `[B, 1, 28, 28]`, `t` and `t_next` numbers in [0,
 1].
 """
@@ -28,11 +29,12 @@ Labels = Callable[[float], torch.Tensor]  # t → [B]
 
 
 class State(NamedTuple):
-    """The sampler at one time; the image predicted here is `x - t * v`."""
+    """The sampler at one time; all tensors are `[B, 1, 28, 28]`."""
 
     t: float
-    x: torch.Tensor  # [B, 1, 28, 28]
-    v: torch.Tensor | None  # the same shape; None for the final image
+    x: torch.Tensor
+    v: torch.Tensor | None  # the velocity; None for the final image, and where a flow map is not asked for it
+    image: torch.Tensor | None  # the image predicted from here: x − t·v, or where a flow map jumps to from here
 
 
 def path(image: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,9 +131,25 @@ def sample(velocity: Velocity, x: torch.Tensor, times: Iterable[float]) -> Itera
     v_before = t_before = None
     for t, t_next in pairwise(times):
         v = slope = velocity(x, t, t_next)
-        yield State(t, x, v)
+        yield State(t, x, v, x - t * v)
         if t_before is not None and t_next > 0:
             slope = v + (v - v_before) * (t_next - t) / (2 * (t - t_before))
         x = x + (t_next - t) * slope
         v_before, t_before = v, t
-    yield State(0.0, x, None)
+    yield State(0.0, x, None, x)
+
+
+@torch.inference_mode()
+def jump(average: Velocity, x: torch.Tensor, times: Iterable[float], film: bool = False) -> Iterator[State]:
+    """The jumps of a flow map along `times`: yields the state before each, and the image last.
+
+    `average` is `(x, t, s) → u`, the average velocity from t to s ≤ t, and at s = t the velocity itself. The velocity
+    and the predicted image of a state cost a call each, and are computed only for a `film`.
+    """
+    for t, s in pairwise(times):
+        u = average(x, t, s)
+        v = average(x, t, t) if film else None
+        image = x - t * (u if s == 0 else average(x, t, 0.0)) if film else None
+        yield State(t, x, v, image)
+        x = x + (s - t) * u
+    yield State(0.0, x, None, x)

@@ -115,19 +115,16 @@ def states_from(
     sampling: SamplingConfig,
     turn: Turn,
     start: float = 1.0,
+    film: bool = False,
 ) -> Iterator[flow.State]:
-    """The sampler's states from `x` `[B, 1, 28, 28]` at time `start` to digits, for labels `[B]` or a function of t."""
+    """The sampler's states from `x` `[B, 1, 28, 28]` at time `start` to digits, for labels `[B]` or a function of t.
+
+    Every state of a `film` has its velocity and its predicted image.
+    """
     device = next(network.parameters()).device
     times = flow.time_grid(sampling.steps, sampling.time_shift, start)
-    cached = network.with_cached_modulations(times[:-1])
     labels = labels if callable(labels) else labels.to(device)
-    velocity = flow.guided(cached, labels, network.null_label, sampling.guidance)
-
-    def in_turn(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
-        with turn():
-            return velocity(x, t, t_next)
-
-    return flow.sample(in_turn, x.to(device), times)
+    return network.states(x.to(device), labels, times, sampling.guidance, turn, film)
 
 
 def draw(
@@ -146,7 +143,7 @@ class Film:
 
     times: list[float]
     noisy: torch.Tensor  # x_t
-    predicted: torch.Tensor  # x_t − t·v, the image predicted at t
+    predicted: torch.Tensor  # the image predicted at t
     velocity: torch.Tensor  # v, mid-grey is 0; uint8 [steps, N, 28, 28]
 
     @property
@@ -165,7 +162,7 @@ def draw_film(
     network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Film:
     """Draw labels `[N]`, each from the noise of its seed, in one batch, and keep every state."""
-    return film(network, states(network, labels, seeds, sampling, turn))
+    return film(network, states_from(network, flow.noise(seeds), labels, sampling, turn, film=True))
 
 
 def change_class(
@@ -186,7 +183,7 @@ def change_class(
     at = torch.tensor([check.number("switch time", t, 0, 1) for t in at], device=device)
     before, after = (torch.full((len(at),), value, device=device) for value in (label, other))
     noise = flow.noise([seed]).expand(len(at), -1, -1, -1)
-    return film(network, states_from(network, noise, flow.switched(before, after, at), sampling, turn))
+    return film(network, states_from(network, noise, flow.switched(before, after, at), sampling, turn, film=True))
 
 
 def morph(
@@ -200,7 +197,7 @@ def morph(
 ) -> Film:
     """`count` digits of one class, from the noise of one seed to that of another in equal angles."""
     noise = flow.slerp(*flow.noise([seed, other_seed]).split(1), torch.linspace(0, 1, count))
-    return film(network, states_from(network, noise, torch.full((count,), label), sampling, turn))
+    return film(network, states_from(network, noise, torch.full((count,), label), sampling, turn, film=True))
 
 
 def finish(
@@ -223,21 +220,20 @@ def finish(
     t = check.number("noise", t, 0, 1)
     image = images.to_model(pixels.unsqueeze(0), network.pixel_mean, network.pixel_std)
     x, _ = flow.path(image, flow.noise([seed]), torch.tensor([t]))
-    return film(network, states_from(network, x, torch.tensor([label]), sampling, turn, start=t))
+    return film(network, states_from(network, x, torch.tensor([label]), sampling, turn, start=t, film=True))
 
 
 def film(network: DiT, path: Iterable[flow.State]) -> Film:
     """Go along a path of `B` images and keep every state."""
     path = list(path)
-    x = torch.stack([state.x for state in path])  # [steps + 1, B, 1, 28, 28]
-    v = torch.stack([torch.zeros_like(state.x) if state.v is None else state.v for state in path])
-    t = torch.tensor([state.t for state in path], device=x.device).view(-1, 1, 1, 1, 1)
 
-    def pixels(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-        return images.to_pixels(x.flatten(0, 1), mean, std).unflatten(0, x.shape[:2]).cpu()
+    def pixels(pictures: list[torch.Tensor], mean: float, std: float) -> torch.Tensor:
+        return torch.stack([images.to_pixels(picture, mean, std).cpu() for picture in pictures])
 
-    noisy, predicted = (pixels(image, network.pixel_mean, network.pixel_std) for image in (x, x - t * v))
-    velocity = pixels(v[:-1], 0.5, 1 / 6)  # ±3 standard deviations map to black and white
+    noisy = pixels([state.x for state in path], network.pixel_mean, network.pixel_std)
+    predicted = pixels([state.image for state in path], network.pixel_mean, network.pixel_std)
+    v = [torch.zeros_like(state.x) if state.v is None else state.v for state in path]
+    velocity = pixels(v, 0.5, 1 / 6)[:-1]  # ±3 standard deviations map to black and white
     return Film([state.t for state in path], noisy, predicted, velocity)
 
 

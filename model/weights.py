@@ -1,7 +1,8 @@
 """Weights: from a folder or a Hub repository to a network that is ready to draw, and back into a folder.
 
-A folder of weights holds `config.json` (the arguments of `DiT`), `model.safetensors` (float16), `sampling.json` (the
-defaults to draw with) and `metrics.json`, which keeps the sha256 of the first two: a flipped byte would load silently.
+A folder of weights holds `config.json` (the kind of network and its arguments), `model.safetensors` (float16),
+`sampling.json` (the defaults to draw with) and `metrics.json`, which keeps the sha256 of the first two: a flipped byte
+would load silently.
 """
 
 import contextlib
@@ -22,12 +23,14 @@ from model import check, hub
 from model.common import masked, replacing_folder, sha256
 from model.device import has_bfloat16
 from model.dit import MAX_SIZE, DiT
+from model.flow_map import FlowMap
 from model.sampling import SamplingConfig
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, TENSORS, METRICS, SAMPLING = "config.json", "model.safetensors", "metrics.json", "sampling.json"
 FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is optional
 MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
+KINDS = {network.kind: network for network in (DiT, FlowMap)}  # `kind` in config.json; a velocity network needs none
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -117,7 +120,11 @@ def read(folder: Path) -> Weights:
     if expected and sha256(folder / TENSORS) != expected:
         raise damaged(folder / TENSORS, f"damaged: its sha256 differs from the one in {METRICS}")
     sampling = read_sampling(folder, {new: config.pop(old) for old, new in MOVED.items() if old in config})
-    foreign = set(config) - set(inspect.signature(DiT).parameters)
+    if config.get("kind", DiT.kind) not in KINDS:
+        raise ValueError(
+            f"{folder / CONFIG}: kind must be one of {', '.join(KINDS)}, not {check.shown(config['kind'])}"
+        )
+    foreign = set(config) - set(inspect.signature(DiT).parameters) - {"kind"}
     if foreign:
         raise ValueError(f"{folder / CONFIG} is not of this network: unknown {check.shown(', '.join(sorted(foreign)))}")
     try:
@@ -178,7 +185,8 @@ def read_sampling(folder: Path, older: dict) -> SamplingConfig:
 
 
 def build(path: Path, config: dict) -> DiT:
-    """`DiT(**config)`, after a check that its tensors are exactly those in the header of the file; they are not loaded.
+    """The network of a config, after a check that its tensors are exactly those in the header of the file; they are not
+    loaded.
 
     Raises ValueError if they are not. No network is built for a file that is too small for it: a block has more than
     10·width² parameters of two bytes.
@@ -190,7 +198,7 @@ def build(path: Path, config: dict) -> DiT:
     if numbers and path.stat().st_size / 20 < depth * width * width <= MAX_SIZE:  # beyond, DiT says what is too large
         raise ValueError(f"{path} does not hold the tensors of the network in {CONFIG}")
     try:
-        network = DiT(**config)
+        network = KINDS[config.get("kind", DiT.kind)](**{k: v for k, v in config.items() if k != "kind"})
     except ValueError as error:
         raise ValueError(f"{path.with_name(CONFIG)}: {error}") from None
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -213,7 +221,8 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) ->
     """
     with replacing_folder(folder) as new:
         try:
-            copy.deepcopy(network).cpu().half().save_pretrained(new)
+            kind = {} if network.kind == DiT.kind else {"kind": network.kind}
+            copy.deepcopy(network).cpu().half().save_pretrained(new, config={**network._hub_mixin_config, **kind})
         except SafetensorError as error:
             raise OSError(f"no weights can be written to {folder}: {error}") from None
         (new / "README.md").unlink(missing_ok=True)  # the mixin's generic card

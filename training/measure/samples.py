@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from model import flow, images, weights
+from model import images, weights
 from model.common import sha256
 from model.sampling import MNIST_HISTOGRAM, SamplingConfig, draw, parse_labels
 from training.own_images import read_arrays
@@ -26,7 +26,7 @@ class GeneratedSamples:
         recorded = loaded.metrics.get("sha256", {}).get(weights.TENSORS)  # verified while loading
         self.sha256 = recorded or sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
         self.network, self.sampling = loaded.network, loaded.sampling
-        self.name, self.sampler = loaded.source, flow.SAMPLER
+        self.name, self.sampler = loaded.source, loaded.network.sampler
         self.available = sum(MNIST_HISTOGRAM)
         self.metrics = {key: loaded.metrics[key] for key in ("training", "sha256") if key in loaded.metrics}
         data = loaded.metrics.get("training", {}).get("data", "mnist")

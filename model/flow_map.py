@@ -1,0 +1,88 @@
+"""The flow map: a network that jumps from time t to any earlier time s, with the guidance scale as an input.
+
+Its output u(x, t, s, y, w) is the average velocity between t and s of the flow of class y under guidance w, so that one
+step is exact whatever its length: x + (s − t)·u. At s = t it is the velocity itself (Boffi et al., "Flow Map Matching",
+arXiv 2406.07507; Geng et al., "Mean Flows for One-step Generative Modeling", arXiv 2505.13447, §4.1; guidance as an
+input after Meng et al., arXiv 2210.03142). `training.distill` makes one from a velocity network.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from model import flow
+from model.dit import DiT, TimeEmbedder
+
+
+class FlowMap(DiT):
+    """Average velocity of the guided flow from t to s ≤ t; the arguments are those of `DiT`.
+
+    Two more embedders, of the step t − s and of ln w, add to that of the time. Their last layers start at zero: a new
+    map has the conditional velocity of the `DiT` whose weights it takes, to the bit, for every s and w.
+    """
+
+    kind = "flow map"
+    sampler = "flow map"
+
+    @functools.wraps(DiT.__init__)
+    def __init__(self, *args, **config):
+        super().__init__(*args, **config)
+        self.embed_step, self.embed_guidance = (TimeEmbedder(self.width, scale=10) for _ in range(2))
+        for embedder in (self.embed_step, self.embed_guidance):
+            for layer, initialize in ((embedder.mlp[0], nn.init.xavier_uniform_), (embedder.mlp[2], nn.init.zeros_)):
+                initialize(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_velocity(cls, network: DiT) -> "FlowMap":
+        """A new map that starts as the conditional velocity of `network`.
+
+        Raises ValueError for a network that is a flow map already.
+        """
+        if isinstance(network, cls):
+            raise ValueError("the teacher is a flow map itself; distil from weights of a velocity network")
+        new = cls(**network._hub_mixin_config).to(next(network.parameters()))
+        new.load_state_dict(network.state_dict(), strict=False)
+        return new
+
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, labels: torch.Tensor, guidance: torch.Tensor
+    ) -> torch.Tensor:
+        """Average velocity `[B, 1, 28, 28]` from times `t` to `s` ≤ `t` at `x`, all other arguments `[B]` (`t`, `s` and
+        `guidance` ≥ 1 also `[1]`, for all)."""
+        return self.velocity(x, self.modulations(t, s, guidance), labels)
+
+    def embed(self, t: torch.Tensor, s: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """The condition of all modulations, `[T, D]`."""
+        return self.embed_time(t) + self.embed_step(t - s) + self.embed_guidance(guidance.log())
+
+    def states(
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor | flow.Labels,
+        times: Sequence[float],
+        guidance: float,
+        turn=nullcontext,
+        film: bool = False,
+    ) -> Iterator[flow.State]:
+        """The states of `flow.jump` along `times`, one forward a step; see `DiT.states`."""
+        guidance = self.nearest_guidance(guidance)
+        w, conditional = guidance or 1.0, guidance > 0
+        legs = set(pairwise(times)) | ({(t, s) for t in times[:-1] for s in (t, 0.0)} if film else set())
+        average = self.with_cached_modulations((t, s, w) for t, s in legs)
+
+        def in_turn(x: torch.Tensor, t: float, s: float) -> torch.Tensor:
+            real = labels(t) if callable(labels) else labels
+            with turn():
+                return average(x, (t, s, w), real if conditional else torch.full_like(real, self.null_label))
+
+        return flow.jump(in_turn, x, times, film)
+
+    @staticmethod
+    def nearest_guidance(scale: float) -> float:
+        """A scale that the map was trained for: 0 (the null class) or at least 1; what lies between becomes 1."""
+        return max(scale, 1.0) if scale else 0.0

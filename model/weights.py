@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ CONFIG, TENSORS, METRICS, SAMPLING = "config.json", "model.safetensors", "metric
 FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is optional
 MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
 KINDS = {network.kind: network for network in (DiT, FlowMap)}  # `kind` in config.json; a velocity network needs none
+TEACHER = "teacher"  # in the folder of a flow map: the weights that it was distilled from
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -213,9 +215,9 @@ def build(path: Path, config: dict) -> DiT:
     return network
 
 
-def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) -> None:
-    """Write a folder of weights in float16, with `metrics` and the hashes; replaces an older folder once the new one is
-    whole.
+def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict, teacher: Path | None = None) -> None:
+    """Write a folder of weights in float16, with `metrics`, the hashes and a copy of the `teacher`'s weights; replaces
+    an older folder once the new one is whole.
 
     Raises OSError where it cannot be written.
     """
@@ -229,6 +231,11 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) ->
         (new / SAMPLING).write_text(json.dumps(asdict(sampling), indent=2) + "\n", encoding="utf-8")
         hashes = {TENSORS: sha256(new / TENSORS), "config": digest(read_json(new / CONFIG))}
         (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n", encoding="utf-8")
+        if teacher:
+            (new / TEACHER).mkdir()
+            for path in (teacher / name for name in (*FILES, SAMPLING)):
+                if path.is_file():
+                    shutil.copyfile(path, new / TEACHER / path.name)
 
 
 def download(where: str) -> tuple[Path, str]:

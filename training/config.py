@@ -1,4 +1,4 @@
-"""The configuration of a run: one frozen dataclass, and the command line made from its fields."""
+"""The configuration of a run: a frozen dataclass, and the command line made from its fields."""
 
 import argparse
 import json
@@ -6,11 +6,12 @@ import os
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Self
 
 from model import check
 from model.common import replacing
 from model.images import SIZE
-from model.sampling import MAX_GUIDANCE, MAX_SEED
+from model.sampling import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from training.data import DATASETS
 
 MANY = 10**9  # the bound of numbers that have no other
@@ -23,11 +24,84 @@ def option(default, help: str, low: float = 0, high: float = MANY):
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything that decides what a run does. The defaults are the recipe of the released weights.
+class RunConfig:
+    """What every run has: optimizer, schedule, EMA, device and logs.
 
     Raises ValueError for a value of the wrong type or out of range.
     """
+
+    epochs: float = option(300.0, "passes over the data set", low=1e-6, high=1e6)
+    batch: int = option(256, "images per step", low=1)
+    label_drop: float = option(0.1, "share of labels replaced by the null class, for guidance", high=1)
+    lr: float = option(1e-3, "peak learning rate", low=1e-9, high=1)
+    beta2: float = option(0.99, "second-moment decay of AdamW; the first is 0.9", high=0.999999)
+    weight_decay: float = option(0.01, "decoupled weight decay", high=10)
+    warmup_steps: int = option(1000, "steps of linear warm-up")
+    decay_share: float = option(0.5, "last share of the steps, over which the rate decays linearly to zero", high=1)
+    clip: float = option(2.0, "maximum gradient norm", low=1e-9)
+    ema_images: float = option(500_000.0, "half-life of the weights' moving average, in images", low=1e-6)
+    ema_ramp: float = option(0.05, "upper bound of the half-life, as a share of the images seen", low=1e-6)
+    seed: int = option(0, "seed of the initial weights and of every batch", high=MAX_SEED)
+
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    tensorboard: bool = option(False, "also write the log for TensorBoard, to runs/NAME/tensorboard")
+    compile: bool = option(True, "torch.compile the loss where a compiler works")
+    log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
+    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
+    checkpoint_every: float = option(120.0, "seconds between two checkpoints")
+
+    program = "training.train"  # the command that runs it
+
+    def __post_init__(self):
+        for item in fields(self):
+            value, kind = getattr(self, item.name), type(item.default)
+            if kind in (int, float):
+                checked = check.whole if kind is int else check.number
+                object.__setattr__(
+                    self, item.name, checked(item.name, value, item.metadata["low"], item.metadata["high"])
+                )
+            elif not isinstance(value, kind) or (kind is str and not (value.isprintable() and len(value) <= 1000)):
+                raise ValueError(f"{item.name} must be {KINDS[kind]}, not {check.shown(value)}")
+
+    def recipe(self) -> dict:
+        """The fields that decide the weights: all but those a resumed run may change."""
+        return {name: value for name, value in asdict(self).items() if name not in RESUMABLE}
+
+    def flags(self) -> list[str]:
+        """The command-line flags of every field that differs from its default."""
+        words = []
+        for name, value in asdict(self).items():
+            if value != getattr(type(self), name):
+                flag = name.replace("_", "-")
+                words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        return words
+
+    def command(self, launcher: str = "python") -> str:
+        """The command that trains the same weights, whatever preset this configuration came from."""
+        return f"{launcher} {shlex.join(['-m', self.program, *type(self)(**self.recipe()).flags()])}"
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as new:
+            new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises ValueError for a file that is not a configuration."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict) or not values.keys() <= {item.name for item in fields(cls)}:
+            raise ValueError(f"{path} is not a configuration of this trainer")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Everything that decides what training does. The defaults are the recipe of the released weights."""
 
     data: str = option("mnist", "mnist, fashion, kmnist, a folder with one folder of images per class, or an .npz")
     data_root: str = option("data", "folder of the data sets, downloaded there if necessary")
@@ -46,38 +120,10 @@ class Config:
     time_shift: float = option(
         1.63206, "shift of times towards the noise, in training and sampling", low=1e-3, high=1e3
     )
-    label_drop: float = option(0.1, "share of labels replaced by the null class, for guidance", high=1)
     guidance: float = option(1.15, "guidance scale of the previews, and default of the weights", high=MAX_GUIDANCE)
 
-    epochs: float = option(300.0, "passes over the data set", low=1e-6, high=1e6)
-    batch: int = option(256, "images per step", low=1)
-    lr: float = option(1e-3, "peak learning rate", low=1e-9, high=1)
-    beta2: float = option(0.99, "second-moment decay of AdamW; the first is 0.9", high=0.999999)
-    weight_decay: float = option(0.01, "decoupled weight decay", high=10)
-    warmup_steps: int = option(1000, "steps of linear warm-up")
-    decay_share: float = option(0.5, "last share of the steps, over which the rate decays linearly to zero", high=1)
-    clip: float = option(2.0, "maximum gradient norm", low=1e-9)
-    ema_images: float = option(500_000.0, "half-life of the weights' moving average, in images", low=1e-6)
-    ema_ramp: float = option(0.05, "upper bound of the half-life, as a share of the images seen", low=1e-6)
-    seed: int = option(0, "seed of the initial weights and of every batch", high=MAX_SEED)
-
-    device: str = option("auto", "auto, cpu, cuda or mps")
-    tensorboard: bool = option(False, "also write the log for TensorBoard, to runs/NAME/tensorboard")
-    compile: bool = option(True, "torch.compile the loss where a compiler works")
-    log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
-    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
-    checkpoint_every: float = option(120.0, "seconds between two checkpoints")
-
     def __post_init__(self):
-        for item in fields(self):
-            value, kind = getattr(self, item.name), type(item.default)
-            if kind in (int, float):
-                checked = check.whole if kind is int else check.number
-                object.__setattr__(
-                    self, item.name, checked(item.name, value, item.metadata["low"], item.metadata["high"])
-                )
-            elif not isinstance(value, kind) or (kind is str and not (value.isprintable() and len(value) <= 1000)):
-                raise ValueError(f"{item.name} must be {KINDS[kind]}, not {check.shown(value)}")
+        super().__post_init__()
         if self.data not in DATASETS and not os.path.exists(self.data):
             raise ValueError(f"data must be {', '.join(DATASETS)}, a folder or an .npz, not {check.shown(self.data)}")
 
@@ -85,40 +131,19 @@ class Config:
         """The arguments of `DiT`."""
         return {name: getattr(self, name) for name in NETWORK}
 
-    def recipe(self) -> dict:
-        """The fields that decide the weights: all but those a resumed run may change."""
-        return {name: value for name, value in asdict(self).items() if name not in RESUMABLE}
 
-    def flags(self) -> list[str]:
-        """The command-line flags of every field that differs from its default."""
-        words = []
-        for name, value in asdict(self).items():
-            if value != getattr(Config, name):
-                flag = name.replace("_", "-")
-                words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-        return words
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """Everything that decides what distillation does. The defaults are for a GPU."""
 
-    def command(self, launcher: str = "python") -> str:
-        """The command that trains the same weights, whatever preset this configuration came from."""
-        return f"{launcher} {shlex.join(['-m', 'training.train', *Config(**self.recipe()).flags()])}"
+    teacher: str = option("weights", "weights of a velocity network: a folder, or USER/NAME[@revision]")
+    trajectories: int = option(200_000, "trajectories of the teacher, drawn once; an epoch is a pass over them", low=1)
+    steps: int = option(4, "steps of the previews, and default of the weights", low=1, high=MAX_STEPS)
+    error_power: float = option(0.5, "p of the weights 1 / error^p of the images in a batch", high=1)
 
-    def save(self, path: Path) -> None:
-        with replacing(path) as new:
-            new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+    epochs: float = option(77.0, "passes over the trajectories", low=1e-6, high=1e6)
 
-    @classmethod
-    def load(cls, path: Path) -> "Config":
-        """Raises ValueError for a file that is not a configuration."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict) or not values.keys() <= {item.name for item in fields(cls)}:
-            raise ValueError(f"{path} is not a configuration of this trainer")
-        try:
-            return cls(**values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+    program = "training.distill"
 
 
 NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # taken over from the weights of --init
@@ -133,11 +158,15 @@ PRESETS = {
     "cpu": {**SHORT_RUN, "epochs": 8.0, "preview_every": 0.5},
     "quick": {**SHORT_RUN, "epochs": 1.5, "warmup_steps": 100, "preview_every": 0.25},
 }
+DISTILL_PRESETS = {
+    "full": {},
+    "cpu": {**SHORT_RUN, "trajectories": 12_000, "epochs": 30.0, "lr": 5e-4, "warmup_steps": 50, "preview_every": 5.0},
+}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field; one that is not given stays out of the namespace."""
-    for item in fields(Config):
+def add_options(parser: argparse.ArgumentParser, config: type[RunConfig] = Config) -> None:
+    """A flag for every field, its own before those of every run; one that is not given stays out of the namespace."""
+    for item in sorted(fields(config), key=lambda item: hasattr(RunConfig, item.name)):
         name = "--" + item.name.replace("_", "-")
         shown = f"{item.metadata['help']} (default {item.default})"
         if isinstance(item.default, bool):

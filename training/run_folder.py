@@ -38,9 +38,12 @@ class RunFolder:
 
     # ---- one process at a time
 
+    def holds_run(self) -> bool:
+        return (self.path / CONFIG).exists()
+
     def check_free(self) -> None:
         """Raise ValueError where the folder already holds a run."""
-        if self.writes and (self.path / CONFIG).exists():
+        if self.writes and self.holds_run():
             raise ValueError(
                 f"{self.path} already holds a run; continue it with --resume {quoted(self.path)}, "
                 "or choose another --name"

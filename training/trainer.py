@@ -3,7 +3,11 @@
 import copy
 import math
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -16,7 +20,7 @@ from model.device import described, pick
 from model.dit import DiT
 from model.sampling import SamplingConfig, states
 from training import checkpoint, data, distributed
-from training.config import Config
+from training.config import NETWORK, PRESETS, Config
 from training.objective import compiled, learning_rate, make_loss, update_ema
 from training.run_folder import CONFIG, HISTORY, METRICS, WEIGHTS, RunFolder, quoted
 
@@ -25,29 +29,24 @@ NONFINITE_LIMIT = 10  # steps in a row, after which a run stops
 
 
 class Trainer:
-    """One training run: its state and the loop."""
+    """One training run: its state and the loop. Subclasses train another network on another objective."""
+
+    config_class, presets, default_name = Config, PRESETS, ""
 
     def __init__(self, config: Config, folder: RunFolder, initial: weights.Weights | None = None):
-        """For a warm start, `initial` holds the first weights; the embedding of other classes starts anew."""
+        """`initial` holds the weights to start from, if any."""
         if config.tensorboard and find_spec("tensorboard") is None:
             raise ValueError(f"--tensorboard needs its package: {python('-m', 'pip', 'install', 'tensorboard')}")
-        pixels, labels, names = load_once(config)
-        self.data_sha256 = data.fingerprint(pixels, labels, names)
-        torch.manual_seed(config.seed)
         self.config, self.folder, self.device = config, folder, pick(config.device)
+        torch.manual_seed(config.seed)
         # Bit-exact repeats on a CPU. Filling uninitialized memory would only cost time.
         torch.use_deterministic_algorithms(self.device.type == "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False
 
-        classes = {} if names == images.CLASSES else {"classes": len(names), "class_names": list(names)}
-        self.network = DiT(**config.network(), **classes)
-        if initial:
-            same = initial.network.class_names == names
-            kept = {k: v for k, v in initial.network.state_dict().items() if same or k != "embed_label.weight"}
-            self.network.load_state_dict(kept, strict=same)
+        self.initialized_from = initial and initial.metrics.get("training")
+        self.build(initial)
         self.network.to(self.device).train()
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.initialized_from = initial and initial.metrics.get("training")
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
@@ -56,7 +55,37 @@ class Trainer:
         self.nonfinite_since_log = torch.zeros((), device=self.device)  # steps
         self.nonfinite_in_a_row = torch.zeros((), device=self.device)  # steps
 
-        rank, world = distributed.rank(), distributed.world_size()
+        self.total = max(1, round(config.epochs * self.batches.steps_per_epoch))
+        self.preview_steps = max(1, round(config.preview_every * self.batches.steps_per_epoch))
+        self.stopped_by: int | None = None  # a signal
+        parallel = (
+            self.network
+            if distributed.world_size() == 1
+            else DistributedDataParallel(self.network, broadcast_buffers=False)
+        )
+        self.loss_of = self.make_loss(parallel)
+        self.board = None
+        if config.compile:
+            self.loss_of = compiled(self.loss_of, self.device)
+
+    # ---- what is trained, on what
+
+    def build(self, initial: weights.Weights | None) -> None:
+        """Set the network and its sampling defaults, the batches, and the name and hash of what they come from.
+
+        Of `initial` weights for other classes, the embedding of the classes starts anew.
+        """
+        config = self.config
+        if self.folder.holds_run():
+            self.folder.check_data(config.data)  # before other images are loaded
+        pixels, labels, names = load_once(config)
+        self.data, self.data_sha256 = config.data, data.fingerprint(pixels, labels, names)
+        classes = {} if names == images.CLASSES else {"classes": len(names), "class_names": list(names)}
+        self.network = DiT(**config.network(), **classes)
+        if initial:
+            same = initial.network.class_names == names
+            kept = {k: v for k, v in initial.network.state_dict().items() if same or k != "embed_label.weight"}
+            self.network.load_state_dict(kept, strict=same)
         self.batches = data.Batches(
             pixels,
             labels,
@@ -65,18 +94,31 @@ class Trainer:
             self.network.null_label,
             config.seed,
             self.device,
-            rank,
-            world,
+            distributed.rank(),
+            distributed.world_size(),
         )
-        self.total = max(1, round(config.epochs * self.batches.steps_per_epoch))
-        self.preview_steps = max(1, round(config.preview_every * self.batches.steps_per_epoch))
         self.sampling = SamplingConfig(guidance=config.guidance, time_shift=config.time_shift)
-        self.stopped_by: int | None = None  # a signal
-        parallel = self.network if world == 1 else DistributedDataParallel(self.network, broadcast_buffers=False)
-        self.loss_of = make_loss(parallel, config, self.device)
-        self.board = None
-        if config.compile:
-            self.loss_of = compiled(self.loss_of, self.device)
+
+    def make_loss(self, network: nn.Module, bfloat16: bool = True) -> Callable:
+        """The loss as a function of the fields of a batch."""
+        return make_loss(network, self.config, self.device, bfloat16)
+
+    def prepare(self, trial: bool = False) -> None:
+        """What has to be done before the first step; writes nothing for a `trial` of one step."""
+
+    @classmethod
+    def fresh(cls, options: dict, folder: RunFolder, preset: str) -> Self:
+        """A run at its first step, from the weights of --init if given; writes nothing. Raises ValueError or
+        OSError."""
+        config = Config(**{**PRESETS[preset], **options})
+        if not config.init:
+            return cls(config, folder)
+        loaded = weights.load(config.init, dtype=torch.float32)
+        config = replace(config, **{name: getattr(loaded.network, name) for name in NETWORK})
+        other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
+        if other:
+            raise ValueError(f"the weights in {config.init} have another {', '.join(other)}; leave it out")
+        return cls(config, folder, loaded)
 
     # ---- the loop
 
@@ -97,6 +139,7 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter  # an optional package
 
             self.board = SummaryWriter(self.folder.path / "tensorboard", purge_step=self.step + 1)
+        self.prepare()
         if self.step == 0:
             self.preview()
         while self.step < self.total and not self.must_stop():
@@ -189,7 +232,7 @@ class Trainer:
         if self.folder.writes:
             labels = torch.arange(min(self.network.null_label, PREVIEWED))
             *_, last = states(self.ema, labels, [self.config.seed] * len(labels), self.sampling)
-            pixels = images.to_pixels(last.x, self.config.pixel_mean, self.config.pixel_std)
+            pixels = images.to_pixels(last.x, self.network.pixel_mean, self.network.pixel_std)
             self.folder.save_preview(self.step, pixels)
 
     # ---- state
@@ -216,14 +259,17 @@ class Trainer:
         checkpoint.save(self.folder.path, self.state())
         # Weights of this step may hold measurements by now; those of step 0 may be left by a start that was killed.
         if not self.step or self.folder.saved_weights_step() != self.step:
-            weights.save(self.ema, self.folder.path / WEIGHTS, self.sampling, {"training": self.summary()})
+            self.save_weights(self.folder.path / WEIGHTS)
+
+    def save_weights(self, folder: Path) -> None:
+        weights.save(self.ema, folder, self.sampling, {"training": self.summary()})
 
     def restore(self) -> None:
         """Return to the newest intact checkpoint of this run in the folder, and clean its logs.
 
         Raises ValueError where there are only checkpoints of another run or other images, OSError where there is none.
         """
-        self.folder.check_data(self.config.data, self.data_sha256)
+        self.folder.check_data(self.data, self.data_sha256)
         state, notice = checkpoint.load(self.folder.path, self.check_state)
         if notice:
             distributed.print_once(notice)
@@ -260,7 +306,7 @@ class Trainer:
     def record_start(self) -> None:
         """Record what this start of the run works with; a new run also gets its first checkpoint."""
         row = {"step": self.step, "commit": git_commit(), "device": device_name(self.device)}
-        row |= {"torch": torch.__version__, "data": self.config.data, "data_sha256": self.data_sha256}
+        row |= {"torch": torch.__version__, "data": self.data, "data_sha256": self.data_sha256}
         self.folder.append_row(HISTORY, row)
         if not self.step:
             self.save()
@@ -272,7 +318,7 @@ class Trainer:
         """The training record saved with the weights; where the starts of a run differ, it lists all values."""
         starts = self.folder.rows(HISTORY)
         return {
-            "data": self.config.data,
+            "data": self.data,
             "epochs": round(self.step / self.batches.steps_per_epoch, 2),
             "steps": self.step,
             "images": self.step * self.config.batch,

@@ -18,11 +18,11 @@ from model.sampling import MNIST_HISTOGRAM, SamplingConfig, states
 from tests.conftest import TINY
 from tests.recovery.kills import equal, flat
 from training import checkpoint, data, trainer
+from training.command import start
 from training.config import PRESETS, Config, add_options
 from training.objective import learning_rate, make_loss, update_ema
 from training.release.card import is_default
 from training.run_folder import RunFolder
-from training.train import start
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -365,7 +365,7 @@ def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     assert go("--name", "a", epochs=1) == 0
     options = {name: value for name, value in TINY.items() if name not in ("width", "depth", "heads")}
     options = {**options, "data_root": root, "init": str(tmp_path / "runs/a/weights"), "epochs": 1.0}
-    run = start(options, tmp_path / "runs/b", "full")
+    run = start(Trainer, options, tmp_path / "runs/b", "full")
     initial = weights.load(str(tmp_path / "runs/a/weights"), dtype=torch.float32).network.state_dict()
     for network in (run.network, run.ema):
         assert all(torch.equal(tensor, initial[name]) for name, tensor in network.state_dict().items())
@@ -377,7 +377,7 @@ def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     assert record["initialized_from"]["command"] != record["command"]
     assert parsed(record["command"]).recipe() == Config.load(tmp_path / "runs/b/config.json").recipe()
     with pytest.raises(ValueError, match="have another width; leave it out"):
-        start({**options, "width": 64}, tmp_path / "runs/c", "full")
+        start(Trainer, {**options, "width": 64}, tmp_path / "runs/c", "full")
     assert not (tmp_path / "runs/c").exists()
 
 
@@ -394,7 +394,7 @@ def test_start_that_was_killed_leaves_nothing_in_the_next_one(go, tmp_path, monk
         assert go("--name", "a", epochs=1) == 130
     monkeypatch.setattr(trainer, "git_commit", lambda: "bbbb")
     options = {**TINY, "width": 16, "epochs": 1.0, "data_root": str(tmp_path / "data")}
-    start(options, tmp_path / "runs/a", "full").folder.release()
+    start(Trainer, options, tmp_path / "runs/a", "full").folder.release()
     assert [row["commit"] for row in rows(tmp_path / "runs/a/history.jsonl")] == ["bbbb"]
     assert weights.read(tmp_path / "runs/a/weights").network.width == 16
     assert weights.read(tmp_path / "runs/a/weights").metrics["training"]["commit"] == "bbbb"

@@ -1,0 +1,305 @@
+"""The flow map: the network, its jumps, and distillation on data whose map is known in closed form."""
+
+import json
+import signal
+from itertools import pairwise
+
+import pytest
+import torch
+
+from model import flow, weights
+from model.dit import DiT
+from model.flow_map import FlowMap
+from model.sampling import SamplingConfig, draw_film, states
+from tests.recovery.kills import equal, flat
+from training import checkpoint, distillation, trajectories
+from training.config import DistillConfig
+from training.distill import main
+from training.trajectories import LEGS, SHARD, Trajectories
+
+SIGMA = 0.5  # standard deviation of the Gaussian images
+TIMES = flow.time_grid(4, 1.63)
+
+
+@pytest.fixture
+def flow_map(small) -> FlowMap:
+    """A map without zero parameters, so that it depends on s and on the guidance."""
+    new = FlowMap.from_velocity(small)
+    for embedder in (new.embed_step, new.embed_guidance):
+        torch.nn.init.normal_(embedder.mlp[2].weight, std=0.1)
+    return new.requires_grad_(False)
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    """Six images, each with its times, class and guidance; one has the null class, and one has s = t."""
+    return {
+        "x": torch.randn(6, 1, 28, 28),
+        "t": torch.tensor([1.0, 0.8, 0.5, 0.5, 0.2, 1.0]),
+        "s": torch.tensor([0.0, 0.3, 0.5, 0.1, 0.0, 0.9]),
+        "labels": torch.tensor([3, 1, 4, 12, 5, 9]),
+        "guidance": torch.tensor([1.0, 5.0, 2.0, 1.15, 3.0, 1.0]),
+    }
+
+
+# ---- Gaussian images: x_t is N(0, spread(t)²), so the flow scales x
+
+
+def spread(t):
+    return (t**2 + (1 - t) ** 2 * SIGMA**2) ** 0.5
+
+
+def gaussian_velocity(x, t):
+    return x * (t - (1 - t) * SIGMA**2) / spread(t) ** 2
+
+
+def gaussian_average(x, t, s):
+    """The average velocity of the exact map x · spread(s) / spread(t)."""
+    return gaussian_velocity(x, t) if t == s else x * (spread(s) / spread(t) - 1) / (s - t)
+
+
+class GaussianTeacher(torch.nn.Module):
+    """The velocity of Gaussian images, twice as fast for the null class as for all others."""
+
+    null_label = 12
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(()))
+
+    def with_cached_modulations(self, times):
+        def velocity(x, t, labels):
+            factor = torch.where(labels == self.null_label, 2.0, 1.0).view(-1, 1, 1, 1)
+            return factor * gaussian_velocity(x, t)
+
+        return velocity
+
+
+@pytest.fixture
+def gaussian() -> Trajectories:
+    """One shard along the Gaussian flow."""
+    made = Trajectories(GaussianTeacher(), 1.63, count=SHARD, batch=50, label_drop=0.0, seed=0)
+    made.prepare(None)
+    return made
+
+
+# ---- the network
+
+
+def test_new_map_is_the_conditional_velocity_for_every_s_and_guidance(small, inputs):
+    expected = small(inputs["x"], inputs["t"], inputs["labels"])
+    assert torch.equal(FlowMap.from_velocity(small)(**inputs), expected)
+
+
+@pytest.mark.parametrize("changed", ["s", "guidance"])
+def test_map_depends_on_where_it_jumps_and_on_the_guidance(flow_map, inputs, changed):
+    other = {**inputs, changed: inputs[changed] * 0.5 + 0.6 * (changed == "guidance")}
+    assert not torch.allclose(flow_map(**inputs), flow_map(**other))
+
+
+def test_swapped_times_give_something_else(flow_map, inputs):
+    swapped = {**inputs, "t": inputs["s"], "s": inputs["t"]}
+    differs = (flow_map(**inputs) - flow_map(**swapped)).abs().amax((1, 2, 3)) > 1e-3
+    assert differs.tolist() == [True, True, False, True, True, True]  # but where s = t
+
+
+def test_cached_modulations_are_those_of_the_forward_pass(flow_map, inputs):
+    moments = [(0.8, 0.3, 2.0), (0.8, 0.0, 2.0), (0.8, 0.3, 1.0)]
+    cached = flow_map.with_cached_modulations(moments)
+    for moment in moments:
+        t, s, w = (torch.full((6,), value) for value in moment)
+        expected = flow_map(inputs["x"], t, s, inputs["labels"], w)
+        torch.testing.assert_close(cached(inputs["x"], moment, inputs["labels"]), expected)
+
+
+def test_map_of_a_map_is_refused(flow_map):
+    with pytest.raises(ValueError, match="the teacher is a flow map itself; distil from weights of a velocity network"):
+        FlowMap.from_velocity(flow_map)
+
+
+# ---- jumps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_jumps_of_the_exact_map_arrive_in_any_number_of_steps(steps):
+    x = torch.randn(2, 1, 28, 28)
+    *_, last = flow.jump(gaussian_average, x, flow.time_grid(steps, 1.63))
+    torch.testing.assert_close(last.x, SIGMA * x)
+
+
+def test_film_of_jumps_has_velocities_and_where_each_state_leads():
+    x = torch.randn(2, 1, 28, 28)
+    for state in list(flow.jump(gaussian_average, x, TIMES, film=True))[:-1]:
+        torch.testing.assert_close(state.v, gaussian_velocity(state.x, state.t))
+        torch.testing.assert_close(state.image, SIGMA * x)  # from everywhere
+    assert all(state.v is None for state in flow.jump(gaussian_average, x, TIMES))
+
+
+def test_a_step_is_one_forward_and_a_state_of_a_film_three(flow_map, monkeypatch):
+    calls = []
+    monkeypatch.setattr(FlowMap, "velocity", lambda self, x, *others: calls.append(len(x)) or x)
+    list(states(flow_map, torch.tensor([3, 4]), [0, 1], SamplingConfig(4, 3.0)))
+    assert calls == [2] * 4
+    draw_film(flow_map, torch.tensor([3, 4]), [0, 1], SamplingConfig(4, 3.0))
+    assert calls == [2] * (4 + 11)  # the last step is where its state leads
+
+
+@pytest.mark.parametrize(("asked", "drawn", "label"), [(0, 1, 12), (0.5, 1, 3), (1, 1, 3), (1.15, 1.15, 3), (5, 5, 3)])
+def test_guidance_is_an_input_and_0_is_the_null_class(flow_map, asked, drawn, label):
+    x, labels, w = torch.randn(1, 1, 28, 28), torch.tensor([label]), torch.tensor([float(drawn)])
+    for t, s in pairwise(TIMES):
+        x_next = x + (s - t) * flow_map(x, torch.tensor([t]), torch.tensor([s]), labels, w)
+        if t == 1:
+            first = x
+        x = x_next
+    *_, last = flow_map.states(first, torch.tensor([3]), TIMES, asked)
+    torch.testing.assert_close(last.x, x)
+
+
+def test_map_goes_into_a_folder_and_back(flow_map, small_weights, tmp_path):
+    weights.save(flow_map, tmp_path / "map", SamplingConfig(), {}, small_weights)
+    assert json.loads((tmp_path / "map/config.json").read_text())["kind"] == "flow map"
+    found = weights.read(tmp_path / "map").network
+    assert isinstance(found, FlowMap)
+    assert torch.equal(found.embed_step.mlp[2].weight, flow_map.embed_step.mlp[2].weight.half().float())
+    teacher = weights.read(tmp_path / "map" / weights.TEACHER)
+    assert type(teacher.network) is DiT
+    assert (tmp_path / "map/teacher/model.safetensors").read_bytes() == (
+        small_weights / "model.safetensors"
+    ).read_bytes()
+
+
+def test_unknown_kind_is_one_sentence(flow_map, tmp_path):
+    weights.save(flow_map, tmp_path / "map", SamplingConfig(), {})
+    config = tmp_path / "map/config.json"
+    config.write_text(config.read_text().replace("flow map", "diffusion"))
+    with pytest.raises(ValueError, match="kind must be one of velocity, flow map, not 'diffusion'"):
+        weights.read(tmp_path / "map")
+
+
+# ---- distillation
+
+
+def test_pairs_on_gaussian_trajectories_are_the_exact_map(gaussian):
+    pairs = [gaussian.at(step) for step in range(40)]
+    for pair in pairs:
+        for x, t, s, w, u in zip(pair.x, pair.t.tolist(), pair.s.tolist(), pair.guidance, pair.u, strict=True):
+            if w == 1:  # elsewhere the velocity is 2 − w times as fast
+                torch.testing.assert_close(x + (s - t) * u, x * spread(s) / spread(t), atol=0.03, rtol=0.02)
+                if s == t:
+                    torch.testing.assert_close(u, gaussian_velocity(x, t), atol=0.005, rtol=0.005)
+    t, s = (torch.cat([getattr(pair, name) for pair in pairs]) for name in "ts")
+    assert (s <= t).all()
+    assert 0.25 <= (t == 1).float().mean() <= 0.35  # a quarter, and one of LEGS of the others
+    assert 0.25 <= (s == 0).float().mean() <= 0.45
+    assert 0.05 <= (s == t).float().mean() <= 0.25
+    assert ((t == 1) & (s == 0)).any()
+
+
+def test_trajectories_follow_their_guidance():
+    """Guidance w takes this teacher along (1 − w) · 2v + w · v = (2 − w) · v: at w = 2 it stands still."""
+    shard = Trajectories(GaussianTeacher(), 1.63, SHARD, 50, label_drop=0.0, seed=0).draw(0)
+    x, w = shard["x"].float(), shard["guidance"]
+    assert shard["x"].shape == (SHARD, LEGS + 1, 28, 28)
+    assert shard["v"].shape == (SHARD, LEGS, 28, 28)
+    assert (w.min(), (w == 1).float().mean()) == (1, pytest.approx(0.1, abs=0.08))
+    scale = (x[:, -1] * x[:, 0]).sum((1, 2)) / x[:, 0].square().sum((1, 2))
+    exact = (SIGMA ** (2 - w)).float()
+    torch.testing.assert_close(scale, exact, rtol=0.05, atol=0)
+    assert len(set(shard["t"][0].tolist())) == LEGS + 1
+    assert (shard["t"][:, 0] == 1).all()
+    assert (shard["t"][:, -1] == 0).all()
+
+
+def test_loss_is_zero_at_the_exact_map_and_weighs_errors_down():
+    pair = {"x": torch.randn(2, 1, 28, 28), "t": torch.ones(2), "s": torch.zeros(2)}
+    pair |= {"labels": torch.zeros(2).long(), "guidance": torch.ones(2)}
+    pair["u"] = gaussian_average(pair["x"], 1.0, 0.0)
+    off = torch.tensor([0.3, 1.0]).view(2, 1, 1, 1)
+    for power, expected in ((0.0, (0.09 + 1) / 2), (1.0, (0.09 / 0.1 + 1 / 1.01) / 2)):
+        loss = distillation.make_loss(
+            lambda x, t, s, labels, guidance: gaussian_average(x, 1.0, 0.0) + off,
+            DistillConfig(error_power=power),
+            torch.device("cpu"),
+        )
+        assert loss(**pair).item() == pytest.approx(expected, rel=1e-3)
+    exact = distillation.make_loss(
+        lambda x, *others: gaussian_average(x, 1.0, 0.0), DistillConfig(), torch.device("cpu")
+    )
+    assert exact(**pair) == 0
+
+
+TINY = ["--trajectories=128", "--batch=64", "--epochs=3", "--no-compile", "--log-every=1", "--warmup-steps=2"]
+
+
+@pytest.fixture
+def distil(small_weights, tmp_path, monkeypatch):
+    """Run the command on a tiny teacher and return its status; with `stop_after`, SIGTERM arrives after that step."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trajectories, "SHARD", 64)
+
+    def distil(*arguments, stop_after=None):
+        def advance(self, advance=distillation.Distiller.advance):
+            norm = advance(self)
+            if self.step == stop_after:
+                signal.raise_signal(signal.SIGTERM)
+            return norm
+
+        with monkeypatch.context() as patch:
+            patch.setattr(distillation.Distiller, "advance", advance)
+            try:
+                return main([*arguments, *([] if "--resume" in arguments else [*TINY, "--device=cpu"])])
+            except SystemExit as stop:
+                return stop.code
+
+    return distil
+
+
+def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weights, tmp_path):
+    assert distil("--name", "whole", "--teacher", str(small_weights)) == 0
+    assert distil("--name", "parts", "--teacher", str(small_weights), stop_after=4) == 143
+    (small_weights / "model.safetensors").unlink()  # from here on, the run's own copy of the teacher is enough
+    assert distil("--resume", "runs/parts") == 0
+    whole, parts = (flat(checkpoint.load(tmp_path / "runs" / name)[0]) for name in ("whole", "parts"))
+    assert [name for name in whole if not equal(whole[name], parts[name])] == ["seconds"]
+    found = weights.load(str(tmp_path / "runs/parts/weights"))
+    record = found.metrics["training"]
+    assert (whole["step"], record["steps"], found.sampling.steps) == (6, 6, 4)
+    assert record["command"].startswith("python -m training.distill --epochs 3.0 --batch 64")
+    assert record["initialized_from"] == {"epochs": 1}
+    assert isinstance(found.network, FlowMap)
+    assert found.network.embed_step.mlp[2].weight.abs().max() > 0
+    lines = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_stop_among_the_trajectories_is_continued_by_resume(distil, small_weights, tmp_path, monkeypatch):
+    draw = Trajectories.draw
+
+    def interrupted(self, shard):
+        signal.raise_signal(signal.SIGTERM)
+        return draw(self, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trajectories, "draw", interrupted)
+        assert distil("--name", "a", "--teacher", str(small_weights)) == 143
+    assert [path.name for path in (tmp_path / "runs/a/trajectories").iterdir()] == ["00000.safetensors"]
+    drawn = []
+    monkeypatch.setattr(Trajectories, "draw", lambda self, shard: drawn.append(shard) or draw(self, shard))
+    assert distil("--resume", "runs/a") == 0
+    assert drawn == [1]
+
+
+def test_trial_writes_nothing(distil, small_weights, tmp_path, capsys):
+    assert distil("--dry-run", "--teacher", str(small_weights)) == 0
+    assert "6 steps of 64" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_map_as_teacher_is_one_sentence(distil, flow_map, tmp_path, capsys):
+    weights.save(flow_map, tmp_path / "map", SamplingConfig(), {})
+    assert distil("--teacher", "map") == 2
+    assert capsys.readouterr().err == (
+        "python -m training.distill: the teacher is a flow map itself; distil from weights of a velocity network\n"
+    )
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,127 @@
+"""What the commands that train have in common: start, resume or try a run, and train until its end or a signal."""
+
+import argparse
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from model import check
+from model.common import masked, python, sentence_on_error
+from model.device import peak_memory
+from training import distributed
+from training.config import RESUMABLE, add_options
+from training.distributed import print_once
+from training.run_folder import CONFIG, RUNS, WEIGHTS, RunFolder, quoted
+from training.trainer import Trainer, device_name
+
+
+def start(trainer: type[Trainer], options: dict, path: Path, preset: str) -> Trainer:
+    """A new run in its own folder, with a first checkpoint to resume from; raises ValueError or OSError before writing
+    anything."""
+    folder = RunFolder(path)
+    folder.check_free()
+    run = trainer.fresh(options, folder, preset)
+    folder.create()
+    run.record_start()
+    return run
+
+
+def resume(trainer: type[Trainer], options: dict, path: Path) -> Trainer:
+    """The run of a folder at its newest checkpoint; raises ValueError or OSError."""
+    if not (path / CONFIG).is_file():
+        named = f"; did you mean --resume {quoted(RUNS / path)}?" if (RUNS / path / CONFIG).is_file() else ""
+        raise ValueError(f"{path} holds no run to continue{named}")
+    config = trainer.config_class.load(path / CONFIG)
+    fixed = sorted(name for name, value in options.items() if name not in RESUMABLE and value != getattr(config, name))
+    if fixed:
+        raise ValueError(
+            f"a resumed run keeps its {', '.join(fixed)}; to change it, start another run with "
+            f"--init {quoted(path / WEIGHTS)}"
+        )
+    folder = RunFolder(path)
+    run = trainer(replace(config, **options), folder)
+    folder.claim()
+    run.restore()
+    run.record_start()
+    return run
+
+
+def dry_run(run: Trainer) -> None:
+    """Print what the run would do, and take one step; writes nothing."""
+    parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    images = run.total * run.config.batch
+    print_once(run.config.command(distributed.launcher()))
+    print_once(f"{run.total:,} steps of {run.config.batch}: {images:,} images of {run.data}")
+    print_once(f"{parameters:,} parameters on {device_name(run.device)}")
+    run.prepare(trial=True)
+    started = time.monotonic()
+    norm = run.advance().item()
+    loss, taken = distributed.sum_over_ranks(run.loss_sum).item() / distributed.world_size(), time.monotonic() - started
+    rate = run.optimizer.param_groups[0]["lr"]
+    print_once(
+        f"One step, compiling included: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, rate {rate:.1e}"
+    )
+    print_once(
+        f"Peak memory: {peak_memory(run.device):.1f} GB of the {'GPU' if run.device.type == 'cuda' else 'process'}"
+    )
+
+
+def train(run: Trainer) -> int:
+    """Train until the end or a signal; returns the exit status."""
+    folder = run.folder
+    work = f"{run.total:,} steps of {run.config.batch} on {run.device}, {run.data}"
+    print_once(f"{folder.path}: {work}, from step {run.step}")
+
+    def stop(number, frame):
+        run.stopped_by = number
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        run.train()
+    except OSError as error:
+        reason = f"{masked(error)}; fix that and continue with --resume {quoted(folder.path)}"
+        if folder.is_lost():
+            reason = f"because {folder.path} is gone, or belongs to another run by now"
+        raise OSError(f"stopped at step {run.step}, {reason}") from None
+    finally:
+        for number, before in handlers.items():
+            signal.signal(number, before)
+        folder.release()
+    if run.stopped_by and run.step < run.total:
+        command = f"{distributed.launcher()} -m {run.config.program} --resume {quoted(folder.path)}"
+        print_once(f"Stopped at step {run.step}. Continue with: {command}")
+        return 128 + run.stopped_by
+    print_once(f"Done. Draw with it: {python('app.py', '--weights', folder.path / WEIGHTS)}")
+    return 0
+
+
+def main(argv: list[str] | None, trainer: type[Trainer], about: str) -> int:
+    """The command line of `trainer`; `about` is the command's docstring. Returns the exit status."""
+    config = trainer.config_class
+    parser = argparse.ArgumentParser(prog=f"python -m {config.program}", description=about.splitlines()[0])
+    parser.add_argument(
+        "--preset", choices=trainer.presets, default="full", help="what the other flags start from (default full)"
+    )
+    parser.add_argument(
+        "--name", default="", help=f"the run is runs/NAME (default: {trainer.default_name}the preset's name)"
+    )
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="continue the run in this folder")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what the run would do, take one step, write nothing"
+    )
+    add_options(parser, config)
+    options = vars(parser.parse_args(argv))
+    preset, name, folder, dry = (options.pop(key) for key in ("preset", "name", "resume", "dry_run"))
+    with sentence_on_error(parser):
+        distributed.join(options.get("device", "auto"))
+        if dry and folder:
+            raise ValueError("--dry-run is for a new run; leave out --resume")
+        path, status = folder or RUNS / check.plain_name("--name", name or trainer.default_name + preset), 0
+        if dry:
+            dry_run(trainer.fresh(options, RunFolder(path), preset))
+        else:
+            run = resume(trainer, options, path) if folder else start(trainer, options, path, preset)
+            status = train(run)
+        distributed.leave()  # not after an error: the other processes would have to come here too
+        return status

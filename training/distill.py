@@ -1,0 +1,18 @@
+"""Command: distil a velocity network into a flow map. `python -m training.distill --teacher weights`
+
+The run is like one of `training.train`; its folder also has `trajectories/` of the teacher, which may be deleted when
+it is done, and the teacher itself in `weights/teacher/`.
+"""
+
+import sys
+
+from training import command
+from training.distillation import Distiller
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command.main(argv, Distiller, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

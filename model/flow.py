@@ -144,9 +144,12 @@ def jump(average: Velocity, x: torch.Tensor, times: Iterable[float], film: bool 
     """The jumps of a flow map along `times`: yields the state before each, and the image last.
 
     `average` is `(x, t, s) → u`, the average velocity from t to s ≤ t, and at s = t the velocity itself. The velocity
-    and the predicted image of a state cost a call each, and are computed only for a `film`.
+    and the predicted image of a state cost a call each, and are computed only for a `film`. Raises ValueError for times
+    that grow.
     """
     for t, s in pairwise(times):
+        if s > t:
+            raise ValueError(f"a flow map jumps to an earlier time, not from {t:g} to {s:g}")
         u = average(x, t, s)
         v = average(x, t, t) if film else None
         image = x - t * (u if s == 0 else average(x, t, 0.0)) if film else None

@@ -66,6 +66,13 @@ class Distiller(Trainer):
             self.config.seed,
         )
 
+    def check_source(self) -> None:
+        if not self.folder.began_with(self.data, self.data_sha256):
+            raise ValueError(
+                f"{self.teacher} does not hold the teacher that the run in {self.folder.path} began with; put its "
+                "weights back, or start another run"
+            )
+
     def make_loss(self, network: nn.Module, bfloat16: bool = True) -> Callable:
         return make_loss(network, self.config, self.device, bfloat16)
 

@@ -59,12 +59,19 @@ class RunFolder:
 
     def check_data(self, data: str, sha256: str | None = None) -> None:
         """Raise ValueError where the run began with another data set or, if the hash is given, with other images."""
-        for start in self.rows(HISTORY):
-            if start.get("data", data) != data or (sha256 and start.get("data_sha256", sha256) != sha256):
-                raise ValueError(
-                    f"{data} does not hold the images that the run in {self.path} began with; put those back, or start "
-                    f"another run with --init {quoted(self.path / WEIGHTS)}"
-                )
+        if not self.began_with(data, sha256):
+            raise ValueError(
+                f"{data} does not hold the images that the run in {self.path} began with; put those back, or start "
+                f"another run with --init {quoted(self.path / WEIGHTS)}"
+            )
+
+    def began_with(self, data: str, sha256: str | None) -> bool:
+        """Whether every start of the run recorded this data set and, if it is given, this hash of what it learns
+        from."""
+        return all(
+            start.get("data", data) == data and start.get("data_sha256", sha256) == (sha256 or start.get("data_sha256"))
+            for start in self.rows(HISTORY)
+        )
 
     def claim(self) -> None:
         """Lock the folder for as long as this process lives; raises ValueError where another process has it."""

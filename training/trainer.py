@@ -99,6 +99,10 @@ class Trainer:
         )
         self.sampling = SamplingConfig(guidance=config.guidance, time_shift=config.time_shift)
 
+    def check_source(self) -> None:
+        """Raise ValueError where the run began with something else to learn from."""
+        self.folder.check_data(self.data, self.data_sha256)
+
     def make_loss(self, network: nn.Module, bfloat16: bool = True) -> Callable:
         """The loss as a function of the fields of a batch."""
         return make_loss(network, self.config, self.device, bfloat16)
@@ -269,7 +273,7 @@ class Trainer:
 
         Raises ValueError where there are only checkpoints of another run or other images, OSError where there is none.
         """
-        self.folder.check_data(self.data, self.data_sha256)
+        self.check_source()
         state, notice = checkpoint.load(self.folder.path, self.check_state)
         if notice:
             distributed.print_once(notice)

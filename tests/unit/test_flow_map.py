@@ -1,6 +1,7 @@
 """The flow map: the network, its jumps, and distillation on data whose map is known in closed form."""
 
 import json
+import shutil
 import signal
 from itertools import pairwise
 
@@ -133,6 +134,11 @@ def test_film_of_jumps_has_velocities_and_where_each_state_leads():
         torch.testing.assert_close(state.v, gaussian_velocity(state.x, state.t))
         torch.testing.assert_close(state.image, SIGMA * x)  # from everywhere
     assert all(state.v is None for state in flow.jump(gaussian_average, x, TIMES))
+
+
+def test_jump_to_a_later_time_is_one_sentence():
+    with pytest.raises(ValueError, match=r"a flow map jumps to an earlier time, not from 0\.2 to 0\.7"):
+        list(flow.jump(gaussian_average, torch.randn(1, 1, 28, 28), [0.2, 0.7]))
 
 
 def test_a_step_is_one_forward_and_a_state_of_a_film_three(flow_map, monkeypatch):
@@ -271,6 +277,17 @@ def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weight
     assert found.network.embed_step.mlp[2].weight.abs().max() > 0
     lines = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_another_teacher_is_refused_on_resume(distil, small_weights, tmp_path, capsys):
+    """The run's own copy is gone, and other weights lie where its teacher was."""
+    assert distil("--name", "a", "--teacher", str(small_weights), stop_after=2) == 143
+    shutil.rmtree(tmp_path / "runs/a/weights")
+    weights.save(DiT(width=16, depth=1, heads=1), small_weights, SamplingConfig(), {})
+    assert distil("--resume", "runs/a") == 2
+    assert (
+        "does not hold the teacher that the run in runs/a began with; put its weights back" in capsys.readouterr().err
+    )
 
 
 def test_stop_among_the_trajectories_is_continued_by_resume(distil, small_weights, tmp_path, monkeypatch):

@@ -60,7 +60,18 @@ def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Con
     synchronization.
     """
     half_life = min(config.ema_images, config.ema_ramp * images_seen)
-    average = list(ema.parameters())
-    change = torch._foreach_sub(list(network.parameters()), average)
-    torch._foreach_mul_(change, (1 - 0.5 ** (config.batch / half_life)) * finite)
-    torch._foreach_add_(average, change)
+    # One pass: average −= weight · (average − network), as SGD on half their squared distance. The same with
+    # `_foreach_lerp_` could not skip a step, because that takes its weight from the host.
+    torch._fused_sgd_(
+        list(ema.parameters()),
+        list(network.parameters()),  # the gradient, negated by `maximize`; weight decay adds the average
+        [],
+        weight_decay=1.0,
+        maximize=True,
+        lr=1 - 0.5 ** (config.batch / half_life),
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        is_first_step=False,
+        found_inf=1 - finite,
+    )

@@ -141,6 +141,7 @@ def test_moving_average_has_its_half_life(options, steps, remaining):
     for step in steps:
         update_ema(average, network, 10 * step, config, torch.ones(()))
     assert average.weight.item() == pytest.approx(1 - remaining, rel=1e-5)
+    nn.init.constant_(network.weight, math.nan)
     update_ema(average, network, 10 * step, config, torch.zeros(()))  # a skipped step
     assert average.weight.item() == pytest.approx(1 - remaining, rel=1e-5)
 

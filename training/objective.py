@@ -17,12 +17,13 @@ def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16
 
     The network computes in bfloat16 where the device has it.
     """
+    bfloat16 = bfloat16 and has_bfloat16(device)  # asked here: inside the loss it would break the compiled graph
 
     def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
         t = flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
         x, v = flow.path(image, noise, t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and has_bfloat16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             predicted = network(x, t, labels)
         return F.mse_loss(predicted, v)
 
@@ -59,7 +60,18 @@ def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Con
     synchronization.
     """
     half_life = min(config.ema_images, config.ema_ramp * images_seen)
-    average = list(ema.parameters())
-    change = torch._foreach_sub(list(network.parameters()), average)
-    torch._foreach_mul_(change, (1 - 0.5 ** (config.batch / half_life)) * finite)
-    torch._foreach_add_(average, change)
+    # One pass: average −= weight · (average − network), as SGD on half their squared distance. The same with
+    # `_foreach_lerp_` could not skip a step, because that takes its weight from the host.
+    torch._fused_sgd_(
+        list(ema.parameters()),
+        list(network.parameters()),  # the gradient, negated by `maximize`; weight decay adds the average
+        [],
+        weight_decay=1.0,
+        maximize=True,
+        lr=1 - 0.5 ** (config.batch / half_life),
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        is_first_step=False,
+        found_inf=1 - finite,
+    )

@@ -88,6 +88,15 @@ def test_loss_is_the_squared_error_of_the_velocity():
     torch.testing.assert_close(of_zero, (batch.noise - image).square().mean())
 
 
+def test_loss_compiles_to_one_graph():
+    """A break in the graph costs fusion, and on a GPU a launch of its own for every part."""
+    config = Config(**TINY)
+    loss_of = make_loss(DiT(**config.network()), config, CPU)
+    batch = data.Batch(torch.zeros(4, 28, 28).byte(), torch.arange(4), torch.randn(4, 1, 28, 28), torch.randn(4))
+    whole = torch.compile(loss_of, backend="eager", fullgraph=True)  # raises at a break
+    torch.testing.assert_close(whole(*batch), loss_of(*batch))
+
+
 def test_each_epoch_has_every_image_once_and_each_step_its_own_batch():
     pixels = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)
     batches, again = (data.Batches(pixels, torch.zeros(40).long(), 10, 0.25, 12, 5, CPU) for _ in range(2))
@@ -132,6 +141,7 @@ def test_moving_average_has_its_half_life(options, steps, remaining):
     for step in steps:
         update_ema(average, network, 10 * step, config, torch.ones(()))
     assert average.weight.item() == pytest.approx(1 - remaining, rel=1e-5)
+    nn.init.constant_(network.weight, math.nan)
     update_ema(average, network, 10 * step, config, torch.zeros(()))  # a skipped step
     assert average.weight.item() == pytest.approx(1 - remaining, rel=1e-5)
 

@@ -180,7 +180,6 @@
             refresh();
         },
         "digit-row": (element, value) => {
-            if (value.captions) element.setAttribute("captions", JSON.stringify(value.captions));
             element.film = digits.film(value);
             if (element.id !== "row") return;
             written = value.digits.join("");

@@ -1,5 +1,6 @@
 """A visitor of the page, and what the page has to show."""
 
+import base64
 import re
 from dataclasses import replace
 
@@ -93,6 +94,44 @@ class Visit:
         with self.page.expect_download() as waiting:
             button.click()
         return waiting.value
+
+
+# ---- elements on a page of their own
+
+PROPERTIES = {"digit-sheet": "sheet", "digit-steps": "steps", "digit-paths": "paths"}  # of the others: film
+PUT = """elements => {
+    const made = elements.map(({tag, id}) => Object.assign(document.createElement(tag), {id}));
+    document.body.replaceChildren(...made);
+    elements.forEach((element, i) => give(made[i], element));
+}"""
+GIVE = """
+    // Set the property of an element; its images come as base64.
+    function give(element, {property, value}) {
+        if (!value) return;
+        const pixels = typeof value.pixels === "string" ? {pixels: digits.bytes(value.pixels)} : {};
+        element[property] = {...digits.film(value), ...pixels};
+    }
+"""
+
+
+def encoded(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def element(tag: str, value: dict | None = None, name: str = "shown") -> dict:
+    """An element of that id and what it shows, for `put`."""
+    ready = {key: encoded(part) if isinstance(part, np.ndarray) else part for key, part in (value or {}).items()}
+    return {"tag": tag, "id": name, "property": PROPERTIES.get(tag, "film"), "value": ready or None}
+
+
+def put(page, *elements: dict) -> None:
+    """Replace what the page shows."""
+    page.evaluate(PUT, list(elements))
+
+
+def give(page, tag: str, value: dict) -> None:
+    """Give the element that is shown something else to show."""
+    page.evaluate("element => give(document.querySelector('#shown'), element)", element(tag, value))
 
 
 @pytest.fixture

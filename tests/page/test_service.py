@@ -338,7 +338,7 @@ def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypa
     page.locator("#panel input[name=guidance]").fill("2")
     page.wait_for_function("document.querySelector('digit-steps').parentElement.classList.contains('stale')")
     hold.set()
-    page.wait_for_function("document.querySelector('digit-steps').steps?.guidance === 2")
+    page.wait_for_function("document.querySelector('digit-steps').data?.guidance === 2")
     page.wait_for_selector("digit-steps canvas >> nth=5")
     assert len(steps) < 2 * 63
     page.close()

@@ -332,7 +332,7 @@ def test_steps_compare_the_same_noise_and_open_their_digits(page, small):
     page.evaluate("document.getElementById('news').textContent = ''")
     page.click("#all")
     settle(page)
-    pixels = page.evaluate("Array.from(document.getElementById('columns').steps.columns[1].pixels)")
+    pixels = page.evaluate("Array.from(document.getElementById('columns').data.columns[1].pixels)")
     wanted = expected(small, list("0123456789"), [67] * 10, steps=2)
     assert_same(np.array(pixels).reshape(10, 28, 28), wanted)
     page.locator("#columns tbody tr").nth(3).locator("a").nth(1).click()

@@ -85,8 +85,8 @@ def drawn(page, element: str = "film") -> np.ndarray:
     """The finished pictures of an element, [N, 28, 28]."""
     pixels = page.evaluate(
         """id => {
-            const {film, sheet} = document.getElementById(id);
-            return Array.from(film ? film.noisy.slice(-784 * film.digits.length) : sheet.pixels);
+            const {film, data} = document.getElementById(id);
+            return Array.from(film ? film.noisy.slice(-784 * film.digits.length) : data.pixels);
         }""",
         element,
     )
@@ -324,7 +324,7 @@ def test_steps_compare_the_same_noise_and_open_their_digits(page, small):
     page.click("#tab-why")
     settle(page, "7 from seed 67, in 1, 2, 4, 8, 16, 32 steps")
     columns = page.evaluate(
-        "document.getElementById('columns').steps.columns.map(c => [c.steps, Array.from(c.pixels)])"
+        "document.getElementById('columns').data.columns.map(c => [c.steps, Array.from(c.pixels)])"
     )
     assert [steps for steps, _ in columns] == list(sampling.STEP_COUNTS)
     for steps, pixels in columns:

@@ -31,6 +31,18 @@ def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
 
 # ---- the browser
 
+RGBA = """canvas => {
+    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return [canvas.width, btoa(Array.from(data, byte => String.fromCharCode(byte)).join(""))];
+}"""
+
+
+def rgba(canvas) -> np.ndarray:
+    """What is painted on a canvas: uint8 `[height, width, 4]`."""
+    width, data = canvas.evaluate(RGBA)
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(-1, width, 4)
+
+
 TABS = ("Digit", "Why it works", "Numbers", "Experiments")
 FILM = "document.querySelector('#film')"
 
@@ -66,8 +78,7 @@ class Visit:
 
     def pixels(self, canvas: str = "#film .digits-large") -> np.ndarray:
         """What is painted on a canvas, 28 x 28."""
-        data = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).data]"""
-        return np.array(self.page.locator(canvas).first.evaluate(data)).reshape(28, 28, 4)[..., 0]
+        return rgba(self.page.locator(canvas).first)[..., 0].astype(int)
 
     def until(self, condition: str) -> None:
         """Wait until JavaScript in which `$` and `$$` look for elements is true."""

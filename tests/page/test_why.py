@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.page.conftest import GIVE, PUT, element, encoded, put
+from tests.page.conftest import GIVE, PUT, element, encoded, put, rgba
 from tests.server import ROOT
 
 PAGE = ROOT / "model" / "page"
@@ -147,10 +147,8 @@ def test_a_step_by_keyboard(opened):
 
 def test_arrows_point_up_where_it_gets_brighter_and_down_where_darker(opened):
     page = opened(element("digit-arrows", FILM))
-    side, *data = page.locator(".why-field").evaluate(
-        "c => [c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.width).data]"
-    )
-    red, _, blue, opaque = np.array(data).reshape(side, side, 4).transpose(2, 0, 1)
+    red, _, blue, opaque = rgba(page.locator(".why-field")).transpose(2, 0, 1).astype(int)
+    side = len(opaque)
 
     def arrow(row: int, column: int) -> tuple[slice, slice]:
         return tuple(slice(round(place * side / 28), round((place + 1) * side / 28)) for place in (row, column))

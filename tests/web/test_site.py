@@ -323,9 +323,7 @@ def test_why_it_works_takes_its_pictures_from_the_digit(page, small):
 def test_steps_compare_the_same_noise_and_open_their_digits(page, small):
     page.click("#tab-why")
     settle(page, "7 from seed 67, in 1, 2, 4, 8, 16, 32 steps")
-    columns = page.evaluate(
-        "document.getElementById('columns').data.columns.map(c => [c.steps, Array.from(c.pixels)])"
-    )
+    columns = page.evaluate("document.getElementById('columns').data.columns.map(c => [c.steps, Array.from(c.pixels)])")
     assert [steps for steps, _ in columns] == list(sampling.STEP_COUNTS)
     for steps, pixels in columns:
         assert_same(np.array(pixels).reshape(1, 28, 28), expected(small, ["7"], [67], steps=steps))

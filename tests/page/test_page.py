@@ -313,6 +313,18 @@ def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
     assert one.page.locator("digit-sheet canvas").count() == drawn
 
 
+def test_a_sheet_begins_again_while_one_is_drawn_or_has_just_been_stopped(visit):
+    one = visit(FEW)
+    one.open("Numbers")
+    for count, stop in ((12, ""), (13, "document.querySelector('#sheet [value=stop]').click();")):
+        one.page.locator("#sheet input[name=count]").fill("400")
+        one.page.get_by_role("button", name="Draw the sheet").click()
+        one.until("$('digit-sheet').data?.total === 400 && $('digit-sheet').count > 0")
+        one.page.locator("#sheet input[name=count]").fill(str(count))
+        one.page.evaluate(f"{stop} document.querySelector('#sheet [value=submit]').click()")
+        one.until(f"$('digit-sheet').data.total === {count} && $('digit-sheet').count === {count}")
+
+
 def test_a_sheet_of_one_digit_is_no_poster_and_an_empty_one_a_sentence(visit):
     one = visit()
     one.open("Numbers")

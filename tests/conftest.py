@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from model import weights
 from model.dit import DiT
@@ -15,14 +16,17 @@ from training.train import main
 from training.trainer import Trainer
 
 SLOW = {"page", "web", "hub", "recovery"}  # folders of tests with a browser, a network or processes of their own
+# The files that take a minute or more, the longest first.
+LONGEST = ("test_page", "test_evaluate", "test_service", "test_checkpoint", "test_site", "test_elements", "test_hub")
 
 
 def pytest_collection_modifyitems(items):
-    """Mark slow tests, so that `-m "not slow"` is the fast core, and run them last."""
+    """Mark slow tests, so that `-m "not slow"` is the fast core, and begin with the longest files, so that no process
+    is still busy with one when the others have nothing left to do."""
     for item in items:
         if item.path.parent.name in SLOW or "reference" in item.fixturenames:
             item.add_marker("slow")
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
@@ -69,9 +73,14 @@ def mnist_root() -> str:
 
 
 @pytest.fixture(scope="session")
-def reference(mnist_root) -> Reference:
-    """The real digits, all of MNIST."""
-    return Reference(torch.device("cpu"), mnist_root)
+def reference(mnist_root, tmp_path_factory) -> Reference:
+    """The real digits, all of MNIST; one process computes their features, for the others to load."""
+    folder = tmp_path_factory.getbasetemp()
+    file = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reference.pt"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            torch.save(Reference(torch.device("cpu"), mnist_root), file)
+        return torch.load(file, weights_only=False)
 
 
 @pytest.fixture(scope="session")

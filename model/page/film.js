@@ -2,7 +2,7 @@
 // The data are a film: {digits, seeds, steps, guidance, time_shift, times [S + 1] and, as uint8 [S + 1, N, 28, 28],
 // `noisy` (x_t) and `predicted` (x_t − t·v; a row does without); `velocity` [S, N, 28, 28] may be absent}. A film that
 // is still being drawn has the number of its finished states in `count`. Digits that no link opens have no `seeds` but
-// `about`: "what they show: how they were drawn".
+// `about`: "what they show: how they were drawn", and perhaps `captions`, a word below each of a row.
 
 {
     const SIZE = 28, AREA = SIZE ** 2, FRAMES = 9, GIF_FRAMES = 24, PLAYING_TIME = 1500; // milliseconds
@@ -131,22 +131,13 @@
 
     // A film with a play button and a time slider; subclasses lay it out and draw one of its states.
     class Player extends HTMLElement {
-        static observedAttributes = ["data-film"];
         #film = null;
         #index = 0;
         #frame = 0; // of the animation; 0 while nothing plays
         #following = false; // whether the picture is the newest state of a film that is still being drawn
 
-        connectedCallback() {
-            if (!this.#film && this.dataset.film) this.film = film(JSON.parse(this.dataset.film));
-        }
-
         disconnectedCallback() {
             this.#stop();
-        }
-
-        attributeChangedCallback(_, before, after) {
-            if (before !== null && after) this.film = film(JSON.parse(after));
         }
 
         get memory() {
@@ -405,7 +396,7 @@
                 this.settle = walk(this.cells);
                 this.replaceChildren(this.cells, this.player(), this.saves());
             }
-            const captions = JSON.parse(this.getAttribute("captions") ?? "[]"), count = film.digits.length;
+            const {captions = []} = film, count = film.digits.length;
             this.cells.setAttribute("aria-label", film.seeds ? film.digits.join("") : subject(film.about));
             this.cells.style.setProperty("--columns", count);
             this.cells.style.setProperty("--few", count > 8 ? Math.ceil(count / 2) : count);

@@ -2,7 +2,7 @@
 // did: its box is scaled to 20 × 20, keeping its proportions, and its centre of mass moved to the middle. The line is
 // drawn anew at that scale, always as wide as those of MNIST, so a small drawing gets no fat strokes.
 //
-// `strokes`, also as JSON in `data-strokes`: a list of strokes, each a list of points [x, y] from 0 to 1.
+// `strokes`: a list of strokes, each a list of points [x, y] from 0 to 1.
 // `pixels`: 784 numbers from 0 to 255, row by row, or null while nothing is drawn. After each stroke that the visitor
 // draws or takes back, the event "digit-sketch" bubbles with them in `detail.pixels`.
 
@@ -71,14 +71,9 @@
     }
 
     class DigitSketch extends HTMLElement {
-        static observedAttributes = ["data-strokes"];
         #strokes = [];
         #pointer = null; // that draws now
         #pixels = null;
-
-        attributeChangedCallback(_, before, text) {
-            this.strokes = JSON.parse(text || "[]");
-        }
 
         connectedCallback() {
             if (this.large) return;
@@ -94,7 +89,7 @@
             for (const end of ["pointerup", "pointercancel"]) {
                 this.large.addEventListener(end, event => this.#end(event));
             }
-            if (!this.#strokes.length && remembered.has(this.id)) this.#strokes = remembered.get(this.id);
+            if (remembered.has(this.id)) this.#strokes = remembered.get(this.id);
             this.#update();
         }
 

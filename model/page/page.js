@@ -68,7 +68,10 @@
         form.addEventListener("click", ({target}) => {
             const pressed = target.closest("button");
             if (!pressed) return;
-            if (pressed.type === "submit") send("submit");
+            if (pressed.type === "submit") {
+                trigger("stop"); // what is being drawn, which Gradio would finish first
+                send("submit");
+            }
             else if (pressed.value === "stop") trigger("stop");
             else if (pressed.value === "copy") copyLink(pressed);
             else if (pressed.value === "another") {
@@ -180,7 +183,6 @@
             refresh();
         },
         "digit-row": (element, value) => {
-            if (value.captions) element.setAttribute("captions", JSON.stringify(value.captions));
             element.film = digits.film(value);
             if (element.id !== "row") return;
             written = value.digits.join("");

@@ -3,56 +3,20 @@
 
 {
     const AREA = 28 ** 2;
-    const CLASSES = [..."0123456789", "black", "white"]; // the labels of a sheet that names none
 
-    // An element whose value is JSON in an attribute or set as a property; subclasses draw it.
-    class Shown extends HTMLElement {
-        #value = null;
-
-        connectedCallback() {
-            const json = this.getAttribute(this.constructor.observedAttributes[0]);
-            if (!this.#value && json) this.value = JSON.parse(json);
-        }
-
-        attributeChangedCallback(_, before, after) {
-            if (before !== null && after) this.value = JSON.parse(after);
-        }
-
-        get value() {
-            return this.#value;
-        }
-
-        set value(value) {
-            this.#value = value;
-            this.draw(value);
-        }
-    }
-
-    // data-sheet: {digits, seeds, steps, guidance, time_shift, labels, total, columns, pixels}. `pixels` are those of
-    // `total` that are there so far: uint8 [n, 28, 28], base64 in the attribute.
-    class DigitSheet extends Shown {
-        static observedAttributes = ["data-sheet"];
-
-        get sheet() {
-            return this.value;
-        }
-
-        // Set it again whenever it has more digits.
+    class DigitSheet extends HTMLElement {
+        // {digits, seeds, labels, steps, guidance, time_shift, total, columns, pixels}; `pixels`, uint8 [n, 28, 28], are
+        // those of `total` that are there so far. Set it again whenever it has more digits.
         set sheet(sheet) {
-            this.value = sheet;
-        }
-
-        draw({digits: names, seeds, steps, guidance, pixels, total, columns}) {
-            pixels = digits.bytes(pixels);
-            const count = this.count = pixels.length / AREA, size = Math.max(total ?? 0, count);
-            this.pixels = pixels;
+            const {digits: names, seeds, steps, guidance, pixels, total, columns} = this.data = sheet;
+            const count = this.count = pixels.length / AREA;
             if (!this.cells) this.#lay();
             this.cells.style.setProperty("--columns", columns);
             this.cells.style.setProperty("--few", Math.min(columns, 10));
             const blank = () => digits.make("span", {className: "digits-cell"});
-            while (this.cells.children.length > size) this.cells.lastChild.remove();
-            while (this.cells.children.length < size) this.cells.append(blank());
-            for (let i = 0; i < size; i++) {
+            while (this.cells.children.length > total) this.cells.lastChild.remove();
+            while (this.cells.children.length < total) this.cells.append(blank());
+            for (let i = 0; i < total; i++) {
                 const digit = {digit: names[i], seed: seeds[i], steps, guidance}, there = this.cells.children[i];
                 const href = i < count ? digits.link(digit) : null;
                 if (there.getAttribute("href") === href) continue;
@@ -62,7 +26,7 @@
             }
             this.settle();
             for (const button of this.saves.children) button.disabled = count === 0;
-            this.status.textContent = `${count < size ? `${count} of ` : ""}${size} digit${size === 1 ? "" : "s"}`;
+            this.status.textContent = `${count < total ? `${count} of ` : ""}${total} digit${total === 1 ? "" : "s"}`;
         }
 
         #lay() {
@@ -76,36 +40,27 @@
         }
 
         async #savePicture() {
-            const columns = Math.min(this.value.columns, this.count);
+            const {data} = this, columns = Math.min(data.columns, this.count);
             const scale = Math.max(2, Math.min(8, Math.floor(1200 / (30 * columns + 2))));
-            const comment = digits.recipe({...this.value, digits: this.value.digits.slice(0, this.count)});
-            digits.save(await digits.png(this.pixels, columns, {scale, comment}), `${this.#name}.png`);
+            const comment = digits.recipe({...data, digits: data.digits.slice(0, this.count)});
+            digits.save(await digits.png(data.pixels, columns, {scale, comment}), `${this.#name}.png`);
         }
 
         #saveDataSet() {
-            const labels = this.value.labels ?? this.value.digits.map(name => CLASSES.indexOf(name));
-            digits.save(digits.npz(this.pixels, labels.slice(0, this.count)), `${this.#name}.npz`);
+            const {pixels, labels} = this.data;
+            digits.save(digits.npz(pixels, labels.slice(0, this.count)), `${this.#name}.npz`);
         }
 
         get #name() {
-            return `digits-seed${this.value.seeds[0]}`;
+            return `digits-seed${this.data.seeds[0]}`;
         }
     }
 
-    // data-steps: {digits, seed, guidance, time_shift, columns: [{steps, pixels, milliseconds}]}: one row per digit,
-    // one column per number of steps that is there so far.
-    class DigitSteps extends Shown {
-        static observedAttributes = ["data-steps"];
-
-        get steps() {
-            return this.value;
-        }
-
-        set steps(steps) {
-            this.value = steps;
-        }
-
-        draw({digits: names, seed, guidance, columns}) {
+    class DigitSteps extends HTMLElement {
+        // {digits, seed, guidance, columns: [{steps, pixels, milliseconds}]}: one row per digit, one column per number
+        // of steps that is there so far; `pixels` are uint8 [N, 28, 28], or base64 of them.
+        set steps(value) {
+            const {digits: names, seed, guidance, columns} = this.data = value;
             const {make} = digits, images = columns.map(({pixels}) => digits.bytes(pixels));
             const focused = this.contains(document.activeElement) && document.activeElement.getAttribute("href");
             const head = columns.map(({steps}) => make("th", {scope: "col"}, `${steps}`));

@@ -15,20 +15,15 @@
     // What outlives an element whose HTML is replaced, by its id.
     const remembered = new Map();
 
-    // An element that is built once and then shows the data of its attribute or property.
+    // An element that is built once and then shows the data that it gets.
     class Scene extends HTMLElement {
-        attributeChangedCallback(_name, _before, text) {
-            if (text) this.show(digits.film(JSON.parse(text)));
-        }
-
         connectedCallback() {
             if (!this.firstChild) this.build();
-            if (this.data) this.update();
         }
 
         show(data) {
             this.data = data;
-            if (this.firstChild) this.update();
+            this.update();
         }
 
         get memory() {
@@ -43,7 +38,6 @@
     const figure = (picture, ...words) => make("figure", {}, picture, make("figcaption", {}, ...words));
 
     class DigitArrows extends Scene {
-        static observedAttributes = ["data-film"];
         #frame = 0; // of the step that is under way
 
         set film(film) {
@@ -174,8 +168,6 @@
     const WIDTH = 400, MARGIN = 12; // of the map, in its own units
 
     class DigitPaths extends Scene {
-        static observedAttributes = ["data-paths"];
-
         set paths(paths) {
             this.show(paths);
         }
@@ -303,8 +295,6 @@
 
     // The visitor's wish for another row bubbles as the event "digit-noise"; whoever handles it sets another film.
     class DigitStyles extends Scene {
-        static observedAttributes = ["data-film"];
-
         set film(film) {
             this.show(film);
         }

@@ -1,5 +1,6 @@
 """A visitor of the page, and what the page has to show."""
 
+import base64
 import re
 from dataclasses import replace
 
@@ -29,6 +30,18 @@ def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
 
 
 # ---- the browser
+
+RGBA = """canvas => {
+    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return [canvas.width, btoa(Array.from(data, byte => String.fromCharCode(byte)).join(""))];
+}"""
+
+
+def rgba(canvas) -> np.ndarray:
+    """What is painted on a canvas: uint8 `[height, width, 4]`."""
+    width, data = canvas.evaluate(RGBA)
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(-1, width, 4)
+
 
 TABS = ("Digit", "Why it works", "Numbers", "Experiments")
 FILM = "document.querySelector('#film')"
@@ -65,8 +78,7 @@ class Visit:
 
     def pixels(self, canvas: str = "#film .digits-large") -> np.ndarray:
         """What is painted on a canvas, 28 x 28."""
-        data = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).data]"""
-        return np.array(self.page.locator(canvas).first.evaluate(data)).reshape(28, 28, 4)[..., 0]
+        return rgba(self.page.locator(canvas).first)[..., 0].astype(int)
 
     def until(self, condition: str) -> None:
         """Wait until JavaScript in which `$` and `$$` look for elements is true."""
@@ -93,6 +105,44 @@ class Visit:
         with self.page.expect_download() as waiting:
             button.click()
         return waiting.value
+
+
+# ---- elements on a page of their own
+
+PROPERTIES = {"digit-sheet": "sheet", "digit-steps": "steps", "digit-paths": "paths"}  # of the others: film
+PUT = """elements => {
+    const made = elements.map(({tag, id}) => Object.assign(document.createElement(tag), {id}));
+    document.body.replaceChildren(...made);
+    elements.forEach((element, i) => give(made[i], element));
+}"""
+GIVE = """
+    // Set the property of an element; its images come as base64.
+    function give(element, {property, value}) {
+        if (!value) return;
+        const pixels = typeof value.pixels === "string" ? {pixels: digits.bytes(value.pixels)} : {};
+        element[property] = {...digits.film(value), ...pixels};
+    }
+"""
+
+
+def encoded(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def element(tag: str, value: dict | None = None, name: str = "shown") -> dict:
+    """An element of that id and what it shows, for `put`."""
+    ready = {key: encoded(part) if isinstance(part, np.ndarray) else part for key, part in (value or {}).items()}
+    return {"tag": tag, "id": name, "property": PROPERTIES.get(tag, "film"), "value": ready or None}
+
+
+def put(page, *elements: dict) -> None:
+    """Replace what the page shows."""
+    page.evaluate(PUT, list(elements))
+
+
+def give(page, tag: str, value: dict) -> None:
+    """Give the element that is shown something else to show."""
+    page.evaluate("element => give(document.querySelector('#shown'), element)", element(tag, value))
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """The elements that both pages share, in a browser on a page of their own, fed with films of the bundled weights."""
 
 import base64
-import html
 import io
-import json
 import re
 import zipfile
 from dataclasses import asdict
@@ -15,6 +13,7 @@ import torch
 from PIL import Image
 
 from model import images, sampling, weights
+from tests.page.conftest import GIVE, element, encoded, give, put
 from tests.server import ROOT
 
 PAGE = ROOT / "model/page"
@@ -32,17 +31,13 @@ HARNESS = """<!doctype html><html lang="en"><meta name="viewport" content="width
     const shown = canvas => grey(canvas.getContext("2d").getImageData(0, 0, 28, 28));
     const file = async blob => base64(new Uint8Array(await (await blob).arrayBuffer()));
 </script>
-<script>{files}</script><script>{film}</script><script>{sheet}</script>
+<script>{give}</script><script>{files}</script><script>{film}</script><script>{sheet}</script>
 <body style="margin: 16px; font-family: sans-serif"></body></html>"""
 
 
 def numbers(text: str) -> np.ndarray:
     """The uint8 images `[·, 28, 28]` in base64."""
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, 28, 28)
-
-
-def encoded(array) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +58,6 @@ def draw():
     return draw
 
 
-def element(tag: str, value: dict, name: str = "shown", **attributes) -> str:
-    """An element with its data, as it stands in HTML."""
-    ready = {key: encoded(part) if isinstance(part, np.ndarray) else part for key, part in value.items()}
-    kind = {"digit-sheet": "data-sheet", "digit-steps": "data-steps"}.get(tag, "data-film")
-    attributes = {kind: json.dumps(ready), **{key: json.dumps(part) for key, part in attributes.items()}}
-    words = "".join(f' {key}="{html.escape(part)}"' for key, part in attributes.items())
-    return f'<{tag} id="{name}"{words}></{tag}>'
-
-
 @pytest.fixture
 def visit(chromium):
     """Open the page of the elements: `visit(width, reduced_motion)`; no script error, and its clock stands still."""
@@ -89,7 +75,7 @@ def visit(chromium):
             "http://elements.test/**",
             lambda route: route.fulfill(
                 content_type="text/html; charset=utf-8",
-                body=HARNESS.format(css=(PAGE / "elements.css").read_text(encoding="utf-8"), **parts),
+                body=HARNESS.format(css=(PAGE / "elements.css").read_text(encoding="utf-8"), give=GIVE, **parts),
             ),
         )
         page.goto("http://elements.test/")
@@ -99,11 +85,6 @@ def visit(chromium):
     for context in contexts:
         context.close()
     assert not errors
-
-
-def put(page, markup: str) -> None:
-    """Replace what the page shows, as Gradio does."""
-    page.evaluate("markup => document.body.innerHTML = markup", markup)
 
 
 def painted(page) -> list[np.ndarray]:
@@ -209,25 +190,19 @@ def test_a_replaced_film_keeps_the_time(visit, draw):
         film = draw("7", 67, steps)
         if replace:
             put(page, element("digit-film", film))
-        else:  # another value of the attribute
-            data = json.dumps({**film, **arrays(film)})
-            page.locator("#shown").evaluate("(shown, data) => shown.dataset.film = data", data)
+        else:
+            give(page, "digit-film", film)
         page.clock.run_for(PLAYED)
         nearest = int(np.abs(np.array(film["times"]) - draw("7", 67, 20)["times"][10]).argmin())
         assert places(painted(page), film) == [nearest]
         assert 0 < nearest < steps
 
 
-def arrays(film: dict) -> dict:
-    return {name: encoded(film[name]) for name in ("noisy", "predicted", "velocity")}
-
-
 def test_the_same_film_again_does_not_stop_it(visit, draw):
     page, film = visit(), draw("7", 67, 8)
     put(page, element("digit-film", film))
     page.clock.run_for(500)
-    again = "json => document.querySelector('#shown').film = digits.film(JSON.parse(json))"
-    page.evaluate(again, json.dumps({**film, **arrays(film)}))
+    give(page, "digit-film", film)
     page.clock.run_for(PLAYED)
     assert places(painted(page), film) == list(range(9))
 
@@ -260,8 +235,8 @@ def test_who_prefers_no_motion_sees_the_digit_at_once(visit, draw):
     assert places(painted(page), film) == list(range(9))
 
 
-GROW = """([json, count]) => {
-    const film = digits.film(JSON.parse(json)), known = window.films ??= {};
+GROW = """([{value}, count]) => {
+    const film = digits.film(value), known = window.films ??= {};
     const name = film.digits + film.seeds + film.steps;
     known[name] ??= film;
     known[name].count = count;
@@ -271,13 +246,13 @@ GROW = """([json, count]) => {
 
 def grow(page, film: dict, count: int) -> list[int]:
     """Give the element a film that has `count` states; which ones it showed."""
-    page.evaluate(GROW, [json.dumps({**film, **arrays(film)}), count])
+    page.evaluate(GROW, [element("digit-film", film), count])
     return places(painted(page), film)
 
 
 def test_a_film_that_is_still_drawn_is_followed(visit, draw):
     page, film = visit(), draw("7", 67, 8)
-    put(page, '<digit-film id="shown"></digit-film>')
+    put(page, element("digit-film"))
     save = page.get_by_role("button", name="Save picture")
     assert grow(page, film, 1) == [0]
     assert save.is_disabled()
@@ -299,18 +274,15 @@ def test_a_film_that_is_still_drawn_is_followed(visit, draw):
 
 def test_noise_that_waits_for_the_network_is_followed_by_its_film(visit, draw):
     page, film = visit(), draw("7", 67, 8)
-    put(page, '<digit-film id="shown"></digit-film>')
-    page.evaluate(
-        "json => document.querySelector('#shown').film = {...digits.film(JSON.parse(json)), count: 1}",
-        json.dumps({**film, **arrays(film)}),
-    )
+    put(page, element("digit-film"))
+    give(page, "digit-film", {**film, "count": 1})
     assert places(painted(page), film) == [0]
     assert [grow(page, film, count) for count in (1, 2, 9)] == [[0], [1], [8]]
 
 
 def test_without_motion_a_film_that_is_drawn_shows_its_start_and_its_end(visit, draw):
     page, film = visit(reduced_motion="reduce"), draw("7", 67, 8)
-    put(page, '<digit-film id="shown"></digit-film>')
+    put(page, element("digit-film"))
     assert [grow(page, film, count) for count in (1, 2, 5, 9)] == [[0], [], [], [8]]
     other = draw("3", 5, 8)
     assert [grow(page, other, count) for count in (1, 5, 9)] == [[], [], [8]]
@@ -367,13 +339,14 @@ def test_a_row_plays_all_its_digits_together(visit, draw):
     assert links == [f"?digit={d}&seed={s}&steps=8&guidance=1.15" for d, s in (("1", 67), ("9", 68), ("0", 69))]
     assert page.get_by_role("link", name="A 9, drawn in 8 steps from the noise of seed 68").count() == 1
     morph = {"seeds": None, "predicted": None, "about": "A 1 that becomes a 0: seed 67"}
-    put(page, element("digit-row", film | morph, captions=["3", "between", "8"]))
+    put(page, element("digit-row", film | morph | {"captions": ["3", "between", "8"]}))
     page.clock.run_for(PLAYED)
     assert not page.get_by_role("link").count()
     assert page.locator(".digits-cell").all_inner_texts() == ["3", "between", "8"]
     assert page.get_by_role("img", name="between").count() == 1
     assert page.get_by_role("group", name="A 1 that becomes a 0").count() == 1
-    put(page, element("digit-row", film | morph | {"about": "A 1 that becomes a 0: seed 68"}, captions=["3", "-", "8"]))
+    give(page, "digit-row", film | morph | {"about": "A 1 that becomes a 0: seed 68"})
+    assert page.locator(".digits-cell").all_inner_texts() == ["", "", ""]  # of digits without words of their own
     assert not page.get_by_role("button", name="Pause").count()  # changed in place
     name, file = saved(page, "Save picture")
     assert name == "1-9-0.png"
@@ -415,7 +388,8 @@ def sheet_of(pixels, total: int, **others) -> dict:
     digits = [str(i % 10) for i in range(total)]
     config = {"steps": 8, "guidance": 1.15, "time_shift": 1.6}
     seeds = list(range(100, 100 + total))
-    return {"digits": digits, "seeds": seeds, **config, "total": total, "columns": 4, "pixels": pixels, **others}
+    labels = {"labels": [i % 10 for i in range(total)], "total": total}
+    return {"digits": digits, "seeds": seeds, **config, **labels, "columns": 4, "pixels": pixels, **others}
 
 
 def test_a_sheet_grows_and_is_walked_by_arrow_keys(visit):
@@ -429,8 +403,7 @@ def test_a_sheet_grows_and_is_walked_by_arrow_keys(visit):
         page.keyboard.press(key)
         assert f"seed={seed}&" in page.evaluate("document.activeElement.search")
     page.keyboard.press("ArrowRight")
-    json_of = json.dumps({**sheet_of(None, 10), "pixels": encoded(pixels)})
-    page.evaluate("json => document.querySelector('#shown').sheet = JSON.parse(json)", json_of)
+    give(page, "digit-sheet", sheet_of(pixels, 10))
     assert page.locator("a").count() == 10
     assert "seed=101&" in page.evaluate("document.activeElement.search")  # the focus stays
     assert page.locator("a[tabindex='0']").count() == 1
@@ -453,7 +426,7 @@ def test_a_table_of_steps_grows_by_columns(visit):
     put(page, element("digit-steps", {**value, "columns": columns[:2]}))
     assert page.locator("a").count() == 4
     page.locator("a").nth(2).focus()  # black, 1 step
-    page.evaluate("value => document.querySelector('#shown').steps = value", {**value, "columns": columns})
+    give(page, "digit-steps", {**value, "columns": columns})
     assert page.evaluate("document.activeElement.search") == "?digit=black&seed=5&steps=1&guidance=1.15"
     page.keyboard.press("ArrowUp")
     page.keyboard.press("End")
@@ -606,10 +579,10 @@ def test_everything_fits_its_width(visit, draw, width):
     column = {"steps": 1, "pixels": encoded(pixels[0]), "milliseconds": 3}
     put(
         page,
-        element("digit-film", film, "film")
-        + element("digit-row", draw("190", 67, 8), "row")
-        + element("digit-sheet", sheet_of(pixels, 60, columns=20), "sheet")
-        + element("digit-steps", {**steps, "columns": [column]}, "steps"),
+        element("digit-film", film, "film"),
+        element("digit-row", draw("190", 67, 8), "row"),
+        element("digit-sheet", sheet_of(pixels, 60, columns=20), "sheet"),
+        element("digit-steps", {**steps, "columns": [column]}, "steps"),
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     large, guess = (page.locator(f".digits-{name}").first.bounding_box() for name in ("large", "guess"))

@@ -11,6 +11,8 @@ from PIL import Image
 from tests.page.conftest import FILM, SEED, STEPS, TABS, Visit, digit
 from tests.server import close
 
+FEW = "/?steps=4"  # a link that draws fast
+
 
 def test_it_opens_with_a_digit_that_is_there_already(visit, bundled):
     one = visit()
@@ -202,7 +204,7 @@ def test_the_copied_link_opens_the_same_digit(visit, page_url):
 
 def test_every_tab_is_about_the_same_digit(visit, bundled):
     """And a click on a picture opens it: one drawing, the focus on its heading, announced."""
-    one = visit("/?digit=3&seed=5&guidance=2")
+    one = visit("/?digit=3&seed=5&steps=4&guidance=2")
     one.page.set_viewport_size({"width": 1100, "height": 2400})
     assert len(one.asked) == 1  # nothing is drawn for a tab that is not open
     one.open("Why it works")
@@ -232,7 +234,7 @@ def test_one_step_of_the_scene_is_a_step_of_the_digit(visit):
 
 
 def test_many_paths_and_ten_digits_follow_the_controls(visit, bundled):
-    one = visit()
+    one = visit(FEW)
     one.page.set_viewport_size({"width": 1100, "height": 2200})
     one.open("Why it works")
     one.until("$$('digit-paths .why-path').length === 8")
@@ -243,18 +245,18 @@ def test_many_paths_and_ten_digits_follow_the_controls(visit, bundled):
     one.until("$$('digit-styles .why-style').length === 2")
     seed = int(one.field("seed").input_value())
     assert seed != SEED
-    one.shows(2, seed)  # one seed for the whole page
+    one.shows(2, seed, 4)  # one seed for the whole page
 
 
 def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_url):
-    one = visit()
+    one = visit(FEW)
     one.open("Numbers")
     one.page.get_by_label("A number").fill("19.04.1987")
     one.page.keyboard.press("Enter")
     one.until("$('#row')?.film?.digits.join('') === '19041987'")
     one.page.wait_for_url("**&number=19041987")
     one.until("$('#row').index === $('#row').film.times.length - 1")
-    assert close(one.pixels("#row a:nth-of-type(7) canvas"), digit(bundled, 8, SEED + 6, STEPS))
+    assert close(one.pixels("#row a:nth-of-type(7) canvas"), digit(bundled, 8, SEED + 6, 4))
     picture = Image.open(one.save(one.page.locator("#row").get_by_role("button", name="Save picture")).path())
     assert picture.width > 7 * picture.height
     assert picture.text["Comment"].startswith(f"1,9,0,4,1,9,8,7: seed {SEED}, ")
@@ -266,8 +268,8 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     other.page.locator("#row").wait_for()  # its tab is open
     assert len(other.asked) == 1
     other.page.locator("#row a").nth(6).click()
-    assert close(other.shows(8, SEED + 6), digit(bundled, 8, SEED + 6, STEPS))
-    other.page.wait_for_url(f"**/?digit=8&seed={SEED + 6}&steps={STEPS}&guidance=1.15")
+    assert close(other.shows(8, SEED + 6, 4), digit(bundled, 8, SEED + 6, 4))
+    other.page.wait_for_url(f"**/?digit=8&seed={SEED + 6}&steps=4&guidance=1.15")
     other.open("Numbers")  # with the seed of the page now
     other.until(f"$('#row').film.seeds[0] === {SEED + 6}")
 
@@ -283,7 +285,7 @@ def test_what_is_no_number_is_a_sentence_beside_it(visit, number):
 
 
 def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
-    one = visit()
+    one = visit("/?steps=8")
     one.open("Numbers")
     sheet = one.page.locator("#sheet")
     for name in "01245678":
@@ -294,7 +296,7 @@ def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
     one.settle()
     data = np.load(one.save(one.page.get_by_role("button", name="Save data set")).path())
     assert data["labels"].tolist() == [3, 9] * 7 + [3]
-    assert close(data["images"][13], digit(bundled, 9, SEED + 13, STEPS))
+    assert close(data["images"][13], digit(bundled, 9, SEED + 13, 8))
     sheet.locator("input[name=count]").fill("400")
     one.page.get_by_role("button", name="Draw the sheet").click()
     one.until("(count => count >= 20 && count < 400)($$('digit-sheet canvas').length)")
@@ -306,9 +308,21 @@ def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
     data = np.load(one.save(one.page.get_by_role("button", name="Save data set")).path())
     assert len(data["images"]) == len(data["labels"]) == drawn  # what is there is kept
     one.page.locator("digit-sheet a").nth(1).click()
-    one.shows(9, SEED + 1)
+    one.shows(9, SEED + 1, 8)
     one.open("Numbers")
     assert one.page.locator("digit-sheet canvas").count() == drawn
+
+
+def test_a_sheet_begins_again_while_one_is_drawn_or_has_just_been_stopped(visit):
+    one = visit(FEW)
+    one.open("Numbers")
+    for count, stop in ((12, ""), (13, "document.querySelector('#sheet [value=stop]').click();")):
+        one.page.locator("#sheet input[name=count]").fill("400")
+        one.page.get_by_role("button", name="Draw the sheet").click()
+        one.until("$('digit-sheet').data?.total === 400 && $('digit-sheet').count > 0")
+        one.page.locator("#sheet input[name=count]").fill(str(count))
+        one.page.evaluate(f"{stop} document.querySelector('#sheet [value=submit]').click()")
+        one.until(f"$('digit-sheet').data.total === {count} && $('digit-sheet').count === {count}")
 
 
 def test_a_sheet_of_one_digit_is_no_poster_and_an_empty_one_a_sentence(visit):
@@ -339,7 +353,7 @@ def test_a_digit_changes_its_mind_and_its_handwriting(visit, bundled):
 
 
 def test_a_sketch_is_finished(visit):
-    one = visit()
+    one = visit("/?steps=8")
     one.open("Experiments")
     paper = one.page.locator("#paper .lab-paper")
     paper.scroll_into_view_if_needed()
@@ -352,7 +366,12 @@ def test_a_sketch_is_finished(visit):
     one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.85')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
-    one.page.locator("#noise input[type=number]").fill("0.1")  # the sketch stays almost as it is
+    slider = one.page.get_by_role("slider", name="Noise")
+    middles = [
+        part["x"] + part["width"] / 2 for part in (slider.bounding_box(), one.page.locator("#paper").bounding_box())
+    ]
+    assert abs(middles[0] - middles[1]) < 1
+    one.page.get_by_label("Noise, typed").fill("0.1")  # the sketch stays almost as it is
     one.until("$('#finished').film.times[0] === 0.1 && $('#finished').index === $('#finished').film.times.length - 1")
     one.settle()
     drawn = np.array(one.page.evaluate("document.querySelector('#paper').pixels")).reshape(28, 28)
@@ -397,7 +416,7 @@ def everything(one: Visit, tab: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_read(visit, scheme):
-    one = visit(color_scheme=scheme)
+    one = visit(FEW, color_scheme=scheme)
     one.page.set_viewport_size({"width": 1100, "height": 2400})
     one.more()
     one.field("seed").fill("")
@@ -414,7 +433,7 @@ def test_every_text_can_be_read(visit, scheme):
 
 @pytest.mark.parametrize("width", [320, 375])
 def test_a_phone_has_no_horizontal_scrolling(visit, width):
-    one = visit(viewport={"width": width, "height": 667}, color_scheme="dark")
+    one = visit(FEW, viewport={"width": width, "height": 667}, color_scheme="dark")
     for tab in TABS:
         everything(one, tab)
         assert one.page.evaluate("document.documentElement.scrollWidth") <= width, tab

@@ -142,6 +142,8 @@ def test_the_lines_of_the_readme(page_url):
 
 # ---- a crowd
 
+CALLS = 4  # of each visitor
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 def test_forty_visitors_at_once(tmp_path, bundled):
@@ -163,7 +165,7 @@ def test_forty_visitors_at_once(tmp_path, bundled):
     def visit(number: int) -> None:
         chance = random.Random(number)
         with httpx.Client(timeout=120) as http:
-            for _ in range(6):
+            for _ in range(CALLS):
                 dice = chance.random()
                 if dice < 0.2:
                     name, values, words = chance.choice(bad)
@@ -191,7 +193,7 @@ def test_forty_visitors_at_once(tmp_path, bundled):
             assert crowd.submit(asyncio.run, flood(url, 100)).result() <= 64
             wait_until(is_served, 120, "the flood is dropped")
             sizes.append(memory_of(server))
-    assert len(outcomes) == 2 * 40 * 6
+    assert len(outcomes) == 2 * 40 * CALLS
     assert all(outcomes)
     assert sizes[1] - sizes[0] < 60
 
@@ -270,7 +272,7 @@ def test_a_digit_comes_before_the_end_of_a_sheet(visit):
 
 
 def test_who_waits_for_another_sheet_is_told_so(visit):
-    busy, other = visit(), visit()
+    busy, other = visit("/?steps=8"), visit("/?steps=8")
     for one in (busy, other):
         one.open("Numbers")
         one.page.locator("#sheet input[name=count]").fill("400")
@@ -338,7 +340,7 @@ def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypa
     page.locator("#panel input[name=guidance]").fill("2")
     page.wait_for_function("document.querySelector('digit-steps').parentElement.classList.contains('stale')")
     hold.set()
-    page.wait_for_function("document.querySelector('digit-steps').steps?.guidance === 2")
+    page.wait_for_function("document.querySelector('digit-steps').data?.guidance === 2")
     page.wait_for_selector("digit-steps canvas >> nth=5")
     assert len(steps) < 2 * 63
     page.close()

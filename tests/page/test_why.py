@@ -1,12 +1,9 @@
 """The scenes of why.js on a page of their own, with data whose pictures are known."""
 
-import base64
-import html
-import json
-
 import numpy as np
 import pytest
 
+from tests.page.conftest import GIVE, PUT, element, encoded, put, rgba
 from tests.server import ROOT
 
 PAGE = ROOT / "model" / "page"
@@ -15,23 +12,19 @@ PIXELS = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).dat
 HOW = {"guidance": 1.5, "time_shift": 1.0}
 
 
-def packed(array: np.ndarray) -> str:
-    return base64.b64encode(array.astype(np.uint8).tobytes()).decode()
-
-
 def grey(*values: int) -> np.ndarray:
     """One plain image per value, with a first pixel of its own: `[N, 28, 28]`."""
-    images = np.broadcast_to(np.array(values)[:, None, None], (len(values), 28, 28)).copy()
+    images = np.broadcast_to(np.array(values, np.uint8)[:, None, None], (len(values), 28, 28)).copy()
     images[:, 0, 0] = 255 - images[:, 0, 0]
     return images
 
 
 NOISY, PREDICTED = grey(10, 60, 110, 160), grey(20, 70, 120, 160)
-VELOCITY = np.full((3, 28, 28), 128)
+VELOCITY = np.full((3, 28, 28), 128, np.uint8)
 VELOCITY[:, :, :14], VELOCITY[:, :14, 14:] = 255, 0  # darker on the left, brighter above on the right, else unchanged
 FILM = {
     **{"digits": ["7"], "seeds": [67], "steps": 3, **HOW, "times": [1, 0.6, 0.3, 0]},
-    **{"noisy": packed(NOISY), "predicted": packed(PREDICTED), "velocity": packed(VELOCITY)},
+    **{"noisy": NOISY, "predicted": PREDICTED, "velocity": VELOCITY},
 }
 PATHS = {
     **{"digits": ["8"], "seeds": [5, 6], "steps": 20, **HOW, "dots": [[10, 5], [10, -5], [12, 0]]},
@@ -40,7 +33,7 @@ PATHS = {
             "steps": steps,
             "path": [[[10 * i / steps, 4 * i / steps], [10 * i / steps, -i / steps]] for i in range(steps + 1)],
             "aims": [[[10, 4], [10, -1]]] * steps,
-            "pixels": packed(grey(steps, 100 + steps)),
+            "pixels": encoded(grey(steps, 100 + steps)),
         }
         for steps in (1, 4, 20)
     ],
@@ -53,31 +46,27 @@ def styles(*seeds: int, guidance: float = 1.5) -> dict:
     return {
         **{"digits": ["1", "2"] * len(seeds), "seeds": [seed for seed in seeds for _ in "12"], "steps": 20, **HOW},
         **{"guidance": guidance, "times": [1, 0.5, 0]},
-        "noisy": packed(np.stack([grey(*[200 + seed for seed in seeds for _ in "12"]), grey(*ends), grey(*ends)])),
+        "noisy": np.stack([grey(*[200 + seed for seed in seeds for _ in "12"]), grey(*ends), grey(*ends)]),
     }
-
-
-def element(tag: str, data: dict) -> str:
-    name = "data-paths" if tag == "digit-paths" else "data-film"
-    return f'<{tag} id="one" {name}="{html.escape(json.dumps(data))}"></{tag}>'
 
 
 @pytest.fixture
 def opened(chromium):
-    """Open a page with an element; nothing moves unless asked. No script may fail on it."""
+    """Open a page with elements; nothing moves unless asked. No script may fail on it."""
     contexts, errors = [], []
 
-    def open(content: str, width: int = 800, motion: str = "reduce", scheme: str = "light"):
+    def open(*elements: dict, width: int = 800, motion: str = "reduce", scheme: str = "light"):
         size = {"width": width, "height": 700}
         contexts.append(chromium.new_context(viewport=size, reduced_motion=motion, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        style, scripts = SOURCES["elements.css"] + SOURCES["why.css"], (SOURCES["film.js"], SOURCES["why.js"])
+        style, scripts = SOURCES["elements.css"] + SOURCES["why.css"], (GIVE, SOURCES["film.js"], SOURCES["why.js"])
         page.set_content(
-            f"<!doctype html><style>body {{ margin: 16px }} {style}</style><body>{content}"
+            f"<!doctype html><style>body {{ margin: 16px }} {style}</style>"
             + "".join(f"<script>{script}</script>" for script in scripts)
         )
+        put(page, *elements)
         return page
 
     yield open
@@ -158,10 +147,8 @@ def test_a_step_by_keyboard(opened):
 
 def test_arrows_point_up_where_it_gets_brighter_and_down_where_darker(opened):
     page = opened(element("digit-arrows", FILM))
-    side, *data = page.locator(".why-field").evaluate(
-        "c => [c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.width).data]"
-    )
-    red, _, blue, opaque = np.array(data).reshape(side, side, 4).transpose(2, 0, 1)
+    red, _, blue, opaque = rgba(page.locator(".why-field")).transpose(2, 0, 1).astype(int)
+    side = len(opaque)
 
     def arrow(row: int, column: int) -> tuple[slice, slice]:
         return tuple(slice(round(place * side / 28), round((place + 1) * side / 28)) for place in (row, column))
@@ -175,12 +162,11 @@ def test_arrows_point_up_where_it_gets_brighter_and_down_where_darker(opened):
 
 
 def test_the_place_stays_when_the_html_is_replaced_but_not_for_another_digit(opened):
-    page = opened(f"<main>{element('digit-arrows', FILM)}</main>")
+    page = opened(element("digit-arrows", FILM))
     press(page, "One step")
-    replace = "html => document.querySelector('main').innerHTML = html"
-    page.evaluate(replace, element("digit-arrows", FILM))
+    put(page, element("digit-arrows", FILM))
     assert np.array_equal(pictures(page)[0], NOISY[1])
-    page.evaluate(replace, element("digit-arrows", {**FILM, "digits": ["3"]}))
+    put(page, element("digit-arrows", {**FILM, "digits": ["3"]}))
     assert np.array_equal(pictures(page)[0], NOISY[0])
     assert "Asked for a 3" in page.locator("digit-arrows").inner_text()
 
@@ -264,30 +250,27 @@ def test_a_row_is_one_noise_and_its_digits_which_are_links(opened):
 
 
 def test_digits_emerge_from_their_noise_once(opened):
-    content = f"<main>{element('digit-styles', styles(3))}</main>"
-    page = opened("", motion="no-preference")
-    page.evaluate("html => { document.body.innerHTML = html; }", content)
+    page = opened(element("digit-styles", styles(3)), motion="no-preference")
     assert page.locator(".why-style canvas").nth(1).evaluate(PIXELS)[5] in (203, 13)
     page.wait_for_function(f"({PIXELS})(document.querySelectorAll('.why-style canvas')[2])[5] === 23")
     now = page.evaluate(
-        f"html => {{ document.body.innerHTML = html; return ({PIXELS})(document.querySelectorAll('canvas')[1])[5]; }}",
-        content,
+        f"elements => {{ ({PUT})(elements); return ({PIXELS})(document.querySelectorAll('canvas')[1])[5]; }}",
+        [element("digit-styles", styles(3))],
     )
     assert now == 13
 
 
 def test_another_noise_is_asked_for_and_its_row_goes_on_top(opened):
-    page = opened(f"<main>{element('digit-styles', styles(3, 4))}</main>")
+    page = opened(element("digit-styles", styles(3, 4)))
     page.evaluate("addEventListener('digit-noise', event => window.seed = event.detail.seed)")
     press(page, "New noise")
     assert 0 <= page.evaluate("seed") < 10_000
-    replace = "html => document.querySelector('main').innerHTML = html"
-    page.evaluate(replace, element("digit-styles", styles(9)))
+    put(page, element("digit-styles", styles(9)))
     assert [row[0] for row in rows(page)] == [209, 203, 204]
     assert page.evaluate("document.activeElement.textContent") == "New noise"
-    page.evaluate(replace, element("digit-styles", styles(7)))
+    put(page, element("digit-styles", styles(7)))
     assert [row[0] for row in rows(page)] == [207, 209, 203]
-    page.evaluate(replace, element("digit-styles", styles(2, guidance=3)))
+    put(page, element("digit-styles", styles(2, guidance=3)))
     assert [row[0] for row in rows(page)] == [202]  # the others were drawn in another way
 
 
@@ -296,8 +279,8 @@ def test_another_noise_is_asked_for_and_its_row_goes_on_top(opened):
 
 @pytest.mark.parametrize("width", [320, 375, 1100])
 def test_no_page_scrolls_sideways(opened, width):
-    scenes = (element("digit-arrows", FILM), element("digit-paths", PATHS), element("digit-styles", styles(3, 4)))
-    page = opened("".join(scenes), width=width)
+    scenes = {"digit-arrows": FILM, "digit-paths": PATHS, "digit-styles": styles(3, 4)}
+    page = opened(*(element(tag, data, tag) for tag, data in scenes.items()), width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".why-map").bounding_box()["width"] > 0.8 * min(width - 32, 640)
     ends, plane = (page.locator(name).bounding_box() for name in (".why-ends", ".why-map svg"))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -59,7 +60,9 @@ def until_it_saves(folder: Path, process: subprocess.Popen) -> None:
     newest = folder / "runs/killed" / checkpoint.NEWEST
 
     def written():
-        return newest.stat().st_mtime_ns if newest.exists() else None
+        with suppress(FileNotFoundError):  # none yet, or between two
+            return newest.stat().st_mtime_ns
+        return None
 
     before = written()
     while process.poll() is None and written() in (before, None):

@@ -85,8 +85,8 @@ def drawn(page, element: str = "film") -> np.ndarray:
     """The finished pictures of an element, [N, 28, 28]."""
     pixels = page.evaluate(
         """id => {
-            const {film, sheet} = document.getElementById(id);
-            return Array.from(film ? film.noisy.slice(-784 * film.digits.length) : sheet.pixels);
+            const {film, data} = document.getElementById(id);
+            return Array.from(film ? film.noisy.slice(-784 * film.digits.length) : data.pixels);
         }""",
         element,
     )
@@ -323,16 +323,14 @@ def test_why_it_works_takes_its_pictures_from_the_digit(page, small):
 def test_steps_compare_the_same_noise_and_open_their_digits(page, small):
     page.click("#tab-why")
     settle(page, "7 from seed 67, in 1, 2, 4, 8, 16, 32 steps")
-    columns = page.evaluate(
-        "document.getElementById('columns').steps.columns.map(c => [c.steps, Array.from(c.pixels)])"
-    )
+    columns = page.evaluate("document.getElementById('columns').data.columns.map(c => [c.steps, Array.from(c.pixels)])")
     assert [steps for steps, _ in columns] == list(sampling.STEP_COUNTS)
     for steps, pixels in columns:
         assert_same(np.array(pixels).reshape(1, 28, 28), expected(small, ["7"], [67], steps=steps))
     page.evaluate("document.getElementById('news').textContent = ''")
     page.click("#all")
     settle(page)
-    pixels = page.evaluate("Array.from(document.getElementById('columns').steps.columns[1].pixels)")
+    pixels = page.evaluate("Array.from(document.getElementById('columns').data.columns[1].pixels)")
     wanted = expected(small, list("0123456789"), [67] * 10, steps=2)
     assert_same(np.array(pixels).reshape(10, 28, 28), wanted)
     page.locator("#columns tbody tr").nth(3).locator("a").nth(1).click()

@@ -23,7 +23,7 @@ from model.sampling import check_seed
 from training import data
 
 PATH = Path(__file__).with_name("extractor.safetensors")
-BATCH, CHUNK = 128, 500  # images per training step, and per forward pass when measuring
+BATCH, CHUNK = 128, 100  # images per training step, and per forward pass when measuring; a CPU is slower with more
 AGAIN = python("-m", "training.measure.extractor")
 NEEDED = 0.995  # accuracy on the real test set
 

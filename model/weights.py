@@ -28,6 +28,7 @@ BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, TENSORS, METRICS, SAMPLING = "config.json", "model.safetensors", "metrics.json", "sampling.json"
 FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is optional
 MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
+UNWRITTEN = {"qk_norm": True, "predicts_image": False}.items()  # not in config.json: only ablations differ
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -213,7 +214,10 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict) ->
     """
     with replacing_folder(folder) as new:
         try:
-            copy.deepcopy(network).cpu().half().save_pretrained(new)
+            config = {
+                name: value for name, value in network._hub_mixin_config.items() if (name, value) not in UNWRITTEN
+            }
+            copy.deepcopy(network).cpu().half().save_pretrained(new, config=config)
         except SafetensorError as error:
             raise OSError(f"no weights can be written to {folder}: {error}") from None
         (new / "README.md").unlink(missing_ok=True)  # the mixin's generic card

@@ -17,8 +17,9 @@ MANY = 10**9  # the bound of numbers that have no other
 KINDS = {bool: "true or false", str: "a printable text of at most 1000 characters"}
 
 
-def option(default, help: str, low: float = 0, high: float = MANY):
-    """A field with its default, its help text and, for numbers, its range."""
+def option(default, help: str = "", low: float = 0, high: float = MANY):
+    """A field with its default, its help text and, for numbers, its range; `--help` is silent about one without a
+    text."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
@@ -60,6 +61,14 @@ class Config:
     ema_images: float = option(500_000.0, "half-life of the weights' moving average, in images", low=1e-6)
     ema_ramp: float = option(0.05, "upper bound of the half-life, as a share of the images seen", low=1e-6)
     seed: int = option(0, "seed of the initial weights and of every batch", high=MAX_SEED)
+
+    # Only for `training.ablations`.
+    qk_norm: bool = option(True)  # queries and keys are normalized
+    predicts_image: bool = option(False)  # the network predicts the image, the loss stays that of the velocity
+    uniform_times: bool = option(False)  # before the shift, instead of logit-normal ones
+    offset_noise: float = option(0.0, high=1)  # see `objective.offset`
+    immiscible: bool = option(False)  # see `objective.assigned`
+    keep_weights: bool = option(False)  # with every picture of the classes, in runs/NAME/kept
 
     device: str = option("auto", "auto, cpu, cuda or mps")
     tensorboard: bool = option(False, "also write the log for TensorBoard, to runs/NAME/tensorboard")
@@ -121,10 +130,12 @@ class Config:
             raise ValueError(f"{path}: {error}") from None
 
 
-NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # taken over from the weights of --init
+# What is taken over from the weights of --init.
+NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "qk_norm", "predicts_image")
 
 # What a resumed run may change: nothing that decides the weights.
 RESUMABLE = {"data_root", "device", "compile", "tensorboard", "log_every", "preview_every", "checkpoint_every"}
+RESUMABLE |= {"keep_weights"}
 
 SHORT_RUN = {"batch": 128, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {
@@ -139,7 +150,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """A flag for every field; one that is not given stays out of the namespace."""
     for item in fields(Config):
         name = "--" + item.name.replace("_", "-")
-        shown = f"{item.metadata['help']} (default {item.default})"
+        text = item.metadata["help"]
+        shown = f"{text} (default {item.default})" if text else argparse.SUPPRESS
         if isinstance(item.default, bool):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown)
         else:

@@ -1,4 +1,5 @@
-"""Pictures of a run and of an evaluation: previews, loss, samples, nearest neighbours, sweeps."""
+"""Pictures of a run, of an evaluation and of many runs: previews, loss, samples, nearest neighbours, sweeps, loss
+against quality."""
 
 import math
 from collections.abc import Iterator
@@ -153,8 +154,9 @@ def loss_and_quality(
         axis.set_title("Fréchet distance ÷ floor", loc="left", fontsize=12, fontweight="bold")
         axis.set_title(f"hollow: losses of another kind   {note}", loc="right", fontsize=9, color=PALE)
         for direction in (axis.xaxis, axis.yaxis):
+            low, high = direction.get_view_interval()
             direction.set_major_formatter("{x:g}")
-            direction.set_minor_formatter("{x:g}")
+            direction.set_minor_formatter("{x:g}" if high < 20 * low else "")
         heights = spread(
             [axis.transAxes.inverted().transform(axis.transData.transform(run[-1]))[1] for run in runs.values()], 0.035
         )

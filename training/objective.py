@@ -19,12 +19,14 @@ def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16
     The network computes in bfloat16 where the device has it.
     """
 
+    assign = torch.compiler.disable(assigned) if config.immiscible else None  # its loop would be unrolled
+
     def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
         if config.offset_noise:
             noise = offset(noise, config.offset_noise)
-        if config.immiscible:
-            noise = assigned(noise, image)
+        if assign:
+            noise = assign(noise, image)
         t = times(normal, config)
         x, v = flow.path(image, noise, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and has_bfloat16(device)):
@@ -51,7 +53,6 @@ def offset(noise: torch.Tensor, strength: float) -> torch.Tensor:
     return noise + (scale - 1) * noise.mean((1, 2, 3), keepdim=True)
 
 
-@torch.compiler.disable  # the loop would be unrolled
 def assigned(noise: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """The noises `[B, 1, H, W]` of a batch in an order that brings each close to its image (immiscible diffusion, Li et
     al., arXiv 2406.12303, §4).

@@ -76,12 +76,12 @@ class Stream(nn.Module):
     the stream only provides keys and values: the class stream of the last block, whose output nobody reads.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int):
+    def __init__(self, width: int, heads: int, head_dim: int, qk_norm: bool):
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         self.modulations = 6 if heads else 2
         self.qkv = nn.Linear(width, (heads + 2) * head_dim)
-        self.qk_scale = nn.Parameter(torch.ones(heads + 1, head_dim))
+        self.qk_scale = nn.Parameter(torch.ones(heads + 1, head_dim)) if qk_norm else None
         if heads:
             self.out = nn.Linear(width, width)
             self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -91,7 +91,8 @@ class Stream(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Modulated tokens `[B, S, D]` → q `[B, S, H, d]`, k and v `[B, S, 1, d]`, with QK-norm and rotation."""
         qk, v = linear(self.qkv, x).unflatten(-1, (-1, self.head_dim)).split([self.heads + 1, 1], -2)
-        qk = F.normalize(qk, dim=-1) * (self.qk_scale * self.head_dim**0.5)  # RMSNorm in fewer passes
+        if self.qk_scale is not None:
+            qk = F.normalize(qk, dim=-1) * (self.qk_scale * self.head_dim**0.5)  # RMSNorm in fewer passes
         if rotary is not None:
             qk = rotate(qk, *rotary)
         return qk[..., :-1, :], qk[..., -1:, :], v
@@ -106,10 +107,10 @@ class Stream(nn.Module):
 class Block(nn.Module):
     """Joint attention over image and class tokens, then each stream's own residual branches."""
 
-    def __init__(self, width: int, heads: int, last: bool):
+    def __init__(self, width: int, heads: int, last: bool, qk_norm: bool):
         super().__init__()
-        self.image = Stream(width, heads, width // heads)
-        self.label = Stream(width, 0 if last else heads, width // heads)
+        self.image = Stream(width, heads, width // heads, qk_norm)
+        self.label = Stream(width, 0 if last else heads, width // heads, qk_norm)
 
     def forward(self, image, label, image_time, label_time, rotary):
         """Image tokens `[B, S, D]`, class token `[B, 1, D]` and each one's modulations `[B or 1, 1, D]` → both,
@@ -138,6 +139,7 @@ class DiT(
     `classes` counts the real classes; the null class for classifier-free guidance has the label `classes`.
     `class_names` are their names, by default those of `images.CLASSES`, or numbers where there are more classes.
     `pixel_mean` and `pixel_std` describe the normalization of the pixels that the network was trained on.
+    For ablations, `qk_norm` can be left out, and with `predicts_image` what the layers compute is the image.
     Raises ValueError for an argument out of range.
     """
 
@@ -154,6 +156,8 @@ class DiT(
         pixel_mean: float = 0.5,
         pixel_std: float = 0.3081,
         class_names: list[str] | None = None,
+        qk_norm: bool = True,
+        predicts_image: bool = False,
     ):
         super().__init__()
         width, depth, heads, patch, classes = check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std)
@@ -161,11 +165,14 @@ class DiT(
         self.width, self.depth, self.heads = width, depth, heads
         self.patch, self.side, self.null_label = patch, SIZE // patch, classes
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        check.typed("qk_norm", qk_norm, bool)
+        check.typed("predicts_image", predicts_image, bool)
+        self.qk_norm, self.predicts_image = qk_norm, predicts_image
 
         self.embed_patch = nn.Linear(patch**2, width)
         self.embed_label = nn.Embedding(classes + 1, width)
         self.embed_time = TimeEmbedder(width)
-        self.blocks = nn.ModuleList(Block(width, heads, last=i == depth - 1) for i in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, i == depth - 1, qk_norm) for i in range(depth))
         self.parts = [n for block in self.blocks for n in (block.image.modulations, block.label.modulations)] + [2]
         self.modulation = nn.Linear(width, sum(self.parts) * width)
         self.unembed = nn.Linear(width, patch**2)
@@ -191,7 +198,7 @@ class DiT(
 
         Computes in the dtype of the weights and returns the dtype of `x`.
         """
-        return self.velocity(x, self.modulations(t), labels)
+        return self.as_velocity(self.velocity(x, self.modulations(t), labels), x, t.view(-1, 1, 1, 1))
 
     def states(
         self,
@@ -229,7 +236,7 @@ class DiT(
         moments = list(moments)
         columns = torch.tensor(moments, device=self.modulation.weight.device).unsqueeze(-1).flatten(1).unbind(1)
         at = dict(zip(moments, self.modulations(*columns).unsqueeze(1), strict=True)) if moments else {}
-        return lambda x, moment, labels: self.velocity(x, at[moment], labels)
+        return lambda x, moment, labels: self.as_velocity(self.velocity(x, at[moment], labels), x, moment)
 
     def modulations(self, *moments: torch.Tensor) -> torch.Tensor:
         """All shifts, scales and gates at moments `[T]`, in one matrix product: `[T, parts, 1, D]`."""
@@ -240,7 +247,7 @@ class DiT(
         return self.embed_time(t)
 
     def velocity(self, x: torch.Tensor, modulations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The forward pass, given the modulations of its times."""
+        """The forward pass, given the modulations of its times, up to `as_velocity`."""
         tokens = rearrange(x, "b 1 (h p) (w q) -> b (h w) (p q)", p=self.patch, q=self.patch)
         image = self.embed_patch(tokens.to(self.embed_patch.weight.dtype))  # [B, 196, D] with patch 2
         label = self.embed_label(labels).unsqueeze(1)  # [B, 1, D]
@@ -249,6 +256,14 @@ class DiT(
             image, label = block(image, label, image_time, label_time, self.rotary)
         v = self.unembed(modulate(image, shift, scale))  # [B, 196, p·q]
         return rearrange(v, "b (h w) (p q) -> b 1 (h p) (w q)", h=self.side, p=self.patch).to(x.dtype)
+
+    def as_velocity(self, output: torch.Tensor, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+        """The velocity, for what the layers compute at `x` and time `t`, a number or `[B, 1, 1, 1]`.
+
+        That is the velocity itself, or a predicted image x̂ and with it (x − x̂) / t, where t is at least 0.05 (JiT, Li
+        & He, arXiv 2511.13720, §4).
+        """
+        return (x - output) / torch.as_tensor(t).clamp(min=0.05) if self.predicts_image else output
 
 
 def checked_names(names, classes: int) -> tuple[str, ...]:

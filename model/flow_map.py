@@ -41,10 +41,12 @@ class FlowMap(DiT):
     def from_velocity(cls, network: DiT) -> "FlowMap":
         """A new map that starts as the conditional velocity of `network`.
 
-        Raises ValueError for a network that is a flow map already.
+        Raises ValueError for a network that is a flow map already, or predicts the image.
         """
         if isinstance(network, cls):
             raise ValueError("the teacher is a flow map itself; distil from weights of a velocity network")
+        if network.predicts_image:
+            raise ValueError("the teacher predicts the image; distil from weights of a velocity network")
         new = cls(**network._hub_mixin_config).to(next(network.parameters()))
         new.load_state_dict(network.state_dict(), strict=False)
         return new

@@ -33,6 +33,7 @@ FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is op
 MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
 KINDS = {network.kind: network for network in (DiT, FlowMap)}  # `kind` in config.json; a velocity network needs none
 TEACHER = "teacher"  # in the folder of a flow map: the weights that it was distilled from
+UNWRITTEN = {"qk_norm": True, "predicts_image": False}.items()  # not in config.json: only ablations differ
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -224,7 +225,10 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict, te
     with replacing_folder(folder) as new:
         try:
             kind = {} if network.kind == DiT.kind else {"kind": network.kind}
-            copy.deepcopy(network).cpu().half().save_pretrained(new, config={**network._hub_mixin_config, **kind})
+            config = {
+                name: value for name, value in network._hub_mixin_config.items() if (name, value) not in UNWRITTEN
+            }
+            copy.deepcopy(network).cpu().half().save_pretrained(new, config={**config, **kind})
         except SafetensorError as error:
             raise OSError(f"no weights can be written to {folder}: {error}") from None
         (new / "README.md").unlink(missing_ok=True)  # the mixin's generic card

@@ -1,52 +1,99 @@
 """Command: train and measure one change to the recipe at a time. `python -m training.ablations [NAME …]`
 
-The run of a row is runs/ablation-NAME. A stopped command continues where it was when it is started again.
+It prints a Markdown table and draws loss against quality in runs/ablations.png. The run of a row is runs/ablation-NAME;
+a stopped command continues where it was when it is started again, and what is there is not trained or measured again.
 """
 
 import argparse
+import math
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from model import check, weights
 from model.common import sentence_on_error
 from model.device import pick
-from training.config import Config, add_options
-from training.measure.evaluation import MOST, SWEEP_COUNT, Evaluation, Results, drawing_of
+from model.sampling import SamplingConfig
+from training import checkpoint
+from training.config import PRESETS, Config, add_options
+from training.measure import plots
+from training.measure.evaluation import MOST, Evaluation, Results
 from training.measure.reference import Reference
 from training.measure.samples import FEWEST, GeneratedSamples
-from training.run_folder import CONFIG, FILM, RUNS, WEIGHTS
+from training.run_folder import CONFIG, FILM, KEPT, METRICS, RUNS, WEIGHTS, RunFolder
 
-ALWAYS = {"epochs": 60.0, "preview_every": 20.0}
-ROWS = {
-    "baseline": {},
-    "baseline-again": {"seed": 1},  # the noise of the measurement
-    "constant-rate": {"decay_share": 0.0},
-    "rate-2e-4": {"lr": 2e-4},
-    "rate-5e-4": {"lr": 5e-4},
-    "rate-2e-3": {"lr": 2e-3},
-    "beta2-0.999": {"beta2": 0.999},
-    "time-mean-0.5": {"time_mean": 0.5},
-    "time-mean--0.5": {"time_mean": -0.5},
-    "time-std-1.5": {"time_std": 1.5},
-    "centred": {"pixel_mean": 0.1307},  # the mean of MNIST
-    "drop-0.05": {"label_drop": 0.05},
-    "drop-0.2": {"label_drop": 0.2},
-    "batch-512": {"batch": 512},
-    "weight-decay-0": {"weight_decay": 0.0},
-    "weight-decay-0.1": {"weight_decay": 0.1},
+# The defaults of the options, by the device.
+CUDA = {"epochs": 15.0, "count": 10_000, "steps": 20, "points": 5}
+OTHER = {"epochs": 1.0, "batch": 128, "count": 2_000, "steps": 8, "points": 2}
+WARMUP = 0.1  # of the steps; the decay is a share of them anyway, and the half-life of the EMA one of the images seen
+
+NO_CLIP = 1e6  # far above any gradient norm
+BARE = {"qk_norm": False, "clip": NO_CLIP}
+ROWS = {  # those first from which a reader learns most
+    "release": {},  # unit variance, logit-normal times with the shift
+    "release-again": {"seed": 1},  # the noise of the measurement
+    "reference": PRESETS["reference"],
+    "3e-3": {"lr": 3e-3},
+    "3e-3-bare": {"lr": 3e-3, **BARE},
+    "pixels-0-to-1": {"pixel_mean": 0.0, "pixel_std": 1.0},
+    "predict-image": {"predicts_image": True},
+    "uniform": {"uniform_times": True, "time_shift": 1.0},
+    "uniform-shifted": {"uniform_times": True},
+    "logit-normal": {"time_shift": 1.0},
+    "immiscible": {"immiscible": True},
+    "offset-noise": {"offset_noise": 0.1},
+    "no-label-drop": {"label_drop": 0.0},
+    "width-128": {"width": 128},
+    "1e-3-bare": BARE,
+    "3e-3-no-qk-norm": {"lr": 3e-3, "qk_norm": False},
+    "3e-3-no-clip": {"lr": 3e-3, "clip": NO_CLIP},
+    "1e-2": {"lr": 1e-2},
+    "1e-2-bare": {"lr": 1e-2, **BARE},
+    "pixels-minus-1-to-1": {"pixel_mean": 0.5, "pixel_std": 0.5},
+    "pixels-centred": {"pixel_mean": 0.1307},  # the mean of MNIST
 }
-SCALES = (1.0, 1.15, 1.3)
+MEASURING = {
+    "count": "digits per measurement",
+    "steps": "steps of the sampler",
+    "points": "measurements of a run, evenly spaced, the last at its end",
+}
+AVERAGED, RAW = "release", "no-average"  # the second is the network of the first without its EMA
+# A change of these changes what the loss measures.
+OWN_LOSS = {"pixel_mean", "pixel_std", "time_shift", "uniform_times", "offset_noise", "immiscible", "label_drop"}
+PICTURE = "ablations.png"
 HEAD = (
-    "| row | flags | hours | guidance | FD ÷ floor | coverage | class accuracy | FD ÷ floor at 1 |",
-    "|---|---|" + "---:|" * 6,
+    "| row | flags | FD ÷ floor | coverage | class accuracy | loss | training, s |",
+    "|---|---|" + "---:|" * 5,
 )
+
+
+class Moment(NamedTuple):
+    """A run at some step: its training loss until there, and the figures of its averaged weights."""
+
+    loss: float
+    drawn: dict
 
 
 def folder_of(name: str) -> Path:
     return RUNS / f"ablation-{name}"
+
+
+def flags_of(name: str) -> str:
+    """What a row changes, for the table."""
+    return f"`{shlex.join(Config(**ROWS[name]).flags())}`" if ROWS[name] else ""
+
+
+def shared(options: dict, points: int) -> dict:
+    """The settings of every row: the `options` asked for, and what a run of so many epochs needs."""
+    config = Config(**options)
+    steps = config.epochs * ((60_000 + 2 * config.blank_images) // config.batch)
+    run = {"warmup_steps": round(WARMUP * steps), "preview_every": config.epochs / points, "keep_weights": True}
+    return {**run, **options}
 
 
 def train(name: str, config: Config) -> int:
@@ -67,51 +114,121 @@ def train(name: str, config: Config) -> int:
     return subprocess.run([sys.executable, "-m", "training.train", *where, *config.flags()]).returncode
 
 
-def measure(folder: Path, reference: Reference, count: int) -> list[dict]:
-    """A row of metrics for each guidance scale, `count` digits; rows saved in the folder are not measured again."""
+def measure(folder: Path, reference: Reference, drawing: dict) -> dict:
+    """The figures of digits drawn by a folder of weights; those saved in it are not measured again."""
     samples = GeneratedSamples(str(folder), reference.device)
     results = Results(folder / weights.METRICS, samples)
-    evaluation = Evaluation(samples, reference, results, drawing_of(samples, count), "python -m training.ablations")
-    return [evaluation.row("sweeps", evaluation.feature_metrics, guidance=scale) for scale in SCALES]
+    evaluation = Evaluation(samples, reference, results, drawing, "python -m training.ablations")
+    return evaluation.row("sweeps", evaluation.feature_metrics)["drawn"]
 
 
-def line(name: str, config: Config, reference: Reference, count: int) -> str:
-    """The table line of a trained row, at the guidance scale with the smallest FD."""
-    folder = folder_of(name) / WEIGHTS
-    rows = measure(folder, reference, count)
-    best = min(rows, key=lambda row: row["drawn"]["fd_ratio"])
-    hours, drawn = weights.read(folder).metrics["training"]["hours"], best["drawn"]
+def moments(name: str, reference: Reference, drawing: dict) -> list[Moment]:
+    """A finished run, measured at every step of which it kept the weights, and at its end."""
+    found, lines = [], RunFolder(folder_of(name)).rows(METRICS)
+    for folder in (*sorted((folder_of(name) / KEPT).glob("[0-9]" * 7)), folder_of(name) / WEIGHTS):
+        drawn = measure(folder, reference, drawing)
+        found.append(Moment(loss_until(weights.read(folder).metrics["training"]["images"], lines), drawn))
+    return found
+
+
+def loss_until(images: int, lines: list[dict]) -> float:
+    """The mean training loss of the last tenth of the log lines up to that many images."""
+    losses = [line["loss"] for line in lines if line["images"] <= images and line["loss"] is not None]
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last) if last else math.nan
+
+
+def save_raw(folder: Path) -> Path:
+    """The weights of a finished run without the moving average, in a folder of their own."""
+    if not (folder / RAW).exists():
+        averaged = weights.load(str(folder / WEIGHTS), dtype=torch.float32)
+        averaged.network.load_state_dict(checkpoint.load(folder)[0]["network"])
+        weights.save(averaged.network, folder / RAW, averaged.sampling, {"training": averaged.metrics["training"]})
+    return folder / RAW
+
+
+def line(name: str, flags: str, moment: Moment, seconds: str) -> str:
+    """The line of the table for a run at its end."""
+    drawn = moment.drawn
     return (
-        f"| {name} | `{shlex.join(config.flags())}` | {hours} | {best['settings']['guidance']:g} "
-        f"| {drawn['fd_ratio']:.2f} | {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} "
-        f"| {rows[0]['drawn']['fd_ratio']:.2f} |"
+        f"| {name} | {flags} | {drawn['fd_ratio']:.2f} | {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} "
+        f"| {moment.loss:.4f} | {seconds} |"
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.ablations", description=__doc__.splitlines()[0])
+def rows(name: str, reference: Reference, drawing: dict) -> tuple[list[str], dict[str, list[Moment]]]:
+    """The lines of a finished row, of which `AVERAGED` has two, and the moments of each."""
+    found = {name: moments(name, reference, drawing)}
+    seconds = max((row.get("seconds", 0) for row in RunFolder(folder_of(name)).rows(METRICS)), default=0)
+    lines = [line(name, flags_of(name), found[name][-1], f"{seconds:.0f}")]
+    if name == AVERAGED:
+        raw = Moment(found[name][-1].loss, measure(save_raw(folder_of(name)), reference, drawing))
+        found[RAW] = [raw]
+        lines.append(line(RAW, f"the last network of {name}", raw, ""))
+    return lines, found
+
+
+def draw_picture(found: dict[str, list[Moment]]) -> None:
+    """Write the picture of loss against FD ÷ floor, with the rank correlation of the rows whose losses compare."""
+    points = {name: [(moment.loss, moment.drawn["fd_ratio"]) for moment in run] for name, run in found.items()}
+    own_loss = {name for name in found if OWN_LOSS & ROWS.get(name, {}).keys()}
+    last = [run[-1] for name, run in points.items() if name not in own_loss and name != RAW]
+    correlation = f"rank correlation of {len(last)} rows: {rank_correlation(last):.2f}" if len(last) > 2 else ""
+    plots.loss_and_quality(RUNS / PICTURE, points, own_loss, correlation)
+
+
+def rank_correlation(points: list[tuple[float, float]]) -> float:
+    """Spearman's rank correlation of the two coordinates."""
+    ranks = torch.tensor(points).argsort(0).argsort(0).double()
+    return torch.corrcoef(ranks.T)[0, 1].item()
+
+
+def parsed(argv: list[str] | None) -> tuple[argparse.ArgumentParser, dict]:
+    """The parser, and the options that were given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.ablations",
+        description=__doc__.splitlines()[0],
+        epilog=f"Defaults of this command: {CUDA} on CUDA, elsewhere {OTHER}; a warm-up over a tenth of the steps.",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"just these of {', '.join(ROWS)}")
-    parser.add_argument("--count", type=int, help="digits per measurement (default 10,000 on CUDA, else 2,000)")
+    for name, text in MEASURING.items():
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=text)
     add_options(parser)
-    options = vars(parser.parse_args(argv))
-    names, count = options.pop("names") or list(ROWS), options.pop("count")
+    return parser, vars(parser.parse_args(argv))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser, options = parsed(argv)
     with sentence_on_error(parser):
+        names = options.pop("names") or list(ROWS)
         foreign = sorted(set(names) - set(ROWS))
         if foreign:
             raise ValueError(f"there is no row {', '.join(foreign)}; there are {', '.join(ROWS)}")
-        configs = {name: Config(**{**ALWAYS, **options, **ROWS[name]}) for name in names}
         device = pick(options.get("device", "auto"))
-        default = SWEEP_COUNT["cuda" if device.type == "cuda" else "other"]
-        count = check.whole("count", default if count is None else count, FEWEST, MOST)
-        reference, lines = Reference(device, options.get("data_root", "data")), list(HEAD)
+        options = {**(CUDA if device.type == "cuda" else OTHER), **options}
+        count, steps, points = (options.pop(name) for name in MEASURING)
+        count, points = check.whole("count", count, FEWEST, MOST), check.whole("points", points, 1, 100)
+        drawing = {"count": count, "seed": 0, **asdict(SamplingConfig(steps=steps, guidance=1.0))}
+        options = shared(options, points)
+        configs = {name: Config(**{**options, **ROWS[name]}) for name in names}
+        every = (
+            f"Every row: `{shlex.join(Config(**options).flags())}`; {count:,} digits in {steps} steps at guidance 1."
+        )
+
+        reference, lines, found = Reference(device, options.get("data_root", "data")), list(HEAD), {}
         for name, config in configs.items():
             status = train(name, config)
             if status > 128 or status < 0:  # a signal stops the whole table
                 return status
-            unfinished = f"| {name} | `{shlex.join(config.flags())}` | did not finish |" + " |" * 5
-            lines.append(unfinished if status else line(name, config, reference, count))
-            print(lines[-1], flush=True)
-    print("\n".join(["", *lines]))
+            new = [f"| {name} | {flags_of(name)} | did not finish |" + " |" * 4]
+            if not status:
+                new, measured = rows(name, reference, drawing)
+                found |= measured
+            lines += new
+            print("\n".join(new), flush=True)
+        if found:
+            draw_picture(found)
+    print("\n".join(["", every, "", *lines]))
     return 0
 
 

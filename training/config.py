@@ -18,8 +18,9 @@ MANY = 10**9  # the bound of numbers that have no other
 KINDS = {bool: "true or false", str: "a printable text of at most 1000 characters"}
 
 
-def option(default, help: str, low: float = 0, high: float = MANY):
-    """A field with its default, its help text and, for numbers, its range."""
+def option(default, help: str = "", low: float = 0, high: float = MANY):
+    """A field with its default, its help text and, for numbers, its range; `--help` is silent about one without a
+    text."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
@@ -49,6 +50,7 @@ class RunConfig:
     log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
     preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
     checkpoint_every: float = option(120.0, "seconds between two checkpoints")
+    keep_weights: bool = option(False)  # with every picture of the classes, in runs/NAME/kept: for `training.ablations`
 
     program = "training.train"  # the command that runs it
 
@@ -122,6 +124,13 @@ class Config(RunConfig):
     )
     guidance: float = option(1.15, "guidance scale of the previews, and default of the weights", high=MAX_GUIDANCE)
 
+    # Only for `training.ablations`.
+    qk_norm: bool = option(True)  # queries and keys are normalized
+    predicts_image: bool = option(False)  # the network predicts the image, the loss stays that of the velocity
+    uniform_times: bool = option(False)  # before the shift, instead of logit-normal ones
+    offset_noise: float = option(0.0, high=1)  # see `objective.offset`
+    immiscible: bool = option(False)  # see `objective.assigned`
+
     def __post_init__(self):
         super().__post_init__()
         if self.data not in DATASETS and not os.path.exists(self.data):
@@ -146,10 +155,12 @@ class DistillConfig(RunConfig):
     program = "training.distill"
 
 
-NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std")  # taken over from the weights of --init
+# What is taken over from the weights of --init.
+NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "qk_norm", "predicts_image")
 
 # What a resumed run may change: nothing that decides the weights.
 RESUMABLE = {"data_root", "device", "compile", "tensorboard", "log_every", "preview_every", "checkpoint_every"}
+RESUMABLE |= {"keep_weights"}
 
 SHORT_RUN = {"batch": 128, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {
@@ -168,7 +179,8 @@ def add_options(parser: argparse.ArgumentParser, config: type[RunConfig] = Confi
     """A flag for every field, its own before those of every run; one that is not given stays out of the namespace."""
     for item in sorted(fields(config), key=lambda item: hasattr(RunConfig, item.name)):
         name = "--" + item.name.replace("_", "-")
-        shown = f"{item.metadata['help']} (default {item.default})"
+        text = item.metadata["help"]
+        shown = f"{text} (default {item.default})" if text else argparse.SUPPRESS
         if isinstance(item.default, bool):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown)
         else:

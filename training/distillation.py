@@ -27,9 +27,10 @@ def make_loss(network: nn.Module, config: DistillConfig, device: torch.device, b
     An image with the mean squared error e has the weight 1 / (e + EASY)^p: otherwise the long jumps, whose errors are
     much larger, would be all that counts (the adaptive weights of Geng et al., arXiv 2505.13447, §4.3).
     """
+    bfloat16 = bfloat16 and has_bfloat16(device)  # asked here: inside the loss it would break the compiled graph
 
     def loss(x, t, s, labels, guidance, u):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and has_bfloat16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             predicted = network(x, t, s, labels, guidance)
         error = (predicted.float() - u).square().mean((1, 2, 3))
         return (error / (error.detach() + EASY) ** config.error_power).mean()

@@ -1,5 +1,6 @@
 """The training objective: the loss, the learning-rate schedule and the moving average of the weights."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,15 +20,56 @@ def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16
     """
     bfloat16 = bfloat16 and has_bfloat16(device)  # asked here: inside the loss it would break the compiled graph
 
+    assign = torch.compiler.disable(assigned) if config.immiscible else None  # its loop would be unrolled
+
     def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
-        t = flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
+        if config.offset_noise:
+            noise = offset(noise, config.offset_noise)
+        if assign:
+            noise = assign(noise, image)
+        t = times(normal, config)
         x, v = flow.path(image, noise, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             predicted = network(x, t, labels)
         return F.mse_loss(predicted, v)
 
     return loss
+
+
+def times(normal: torch.Tensor, config: Config) -> torch.Tensor:
+    """The times of a batch, from standard normal draws `[B]`."""
+    if config.uniform_times:
+        return flow.shifted(torch.special.ndtr(normal), config.time_shift)
+    return flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
+
+
+def offset(noise: torch.Tensor, strength: float) -> torch.Tensor:
+    """Offset noise (Guttenberg, "Diffusion with Offset Noise", 2023) from normal noise `[B, 1, H, W]`.
+
+    Its definition adds an independent `strength`·N(0, 1) to all pixels of an image. The sum of the two is normal with
+    the covariance I + strength²·11ᵀ. So is noise whose mean is scaled by √(1 + strength²·H·W), without another draw.
+    """
+    scale = math.sqrt(1 + strength**2 * noise[0].numel())
+    return noise + (scale - 1) * noise.mean((1, 2, 3), keepdim=True)
+
+
+def assigned(noise: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """The noises `[B, 1, H, W]` of a batch in an order that brings each close to its image (immiscible diffusion, Li et
+    al., arXiv 2406.12303, §4).
+
+    Every pair of images once exchanges its noises where that shortens the sum of the squared distances. The paper
+    solves the assignment exactly, on the host; this stays on the device, at B rounds of a few small kernels.
+    """
+    close = image.flatten(1) @ noise.flatten(1).T  # [image, noise]; the other terms of the distance sum to a constant
+    own = torch.arange(len(noise), device=noise.device)
+    chosen = own
+    for i in range(len(own)):
+        other = (i - own) % len(own)
+        theirs = chosen[other]
+        gain = (close[own, theirs] + close[other, chosen]) - (close[own, chosen] + close[other, theirs])
+        chosen = torch.where(gain > 0, theirs, chosen)  # the gain is the same, to the bit, on both sides of a pair
+    return noise[chosen]
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:

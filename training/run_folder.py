@@ -15,6 +15,7 @@ from training.measure import plots
 
 RUNS = Path("runs")
 CONFIG, HISTORY, METRICS, WEIGHTS = "config.json", "history.jsonl", "metrics.jsonl", "weights"
+KEPT = "kept"  # weights along the way, in folders named by their step
 FILM = "previews.gif"  # the last that a run writes
 FIELDS = {  # required in every line of a log, with their types
     HISTORY: {"commit": str, "device": str, "torch": str},

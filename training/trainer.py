@@ -22,7 +22,7 @@ from model.sampling import SamplingConfig, states
 from training import checkpoint, data, distributed
 from training.config import NETWORK, PRESETS, Config
 from training.objective import compiled, learning_rate, make_loss, update_ema
-from training.run_folder import CONFIG, HISTORY, METRICS, WEIGHTS, RunFolder, quoted
+from training.run_folder import CONFIG, HISTORY, KEPT, METRICS, WEIGHTS, RunFolder, quoted
 
 PREVIEWED = 60  # classes at most in a picture of them
 NONFINITE_LIMIT = 10  # steps in a row, after which a run stops
@@ -238,6 +238,9 @@ class Trainer:
             *_, last = states(self.ema, labels, [self.config.seed] * len(labels), self.sampling)
             pixels = images.to_pixels(last.x, self.network.pixel_mean, self.network.pixel_std)
             self.folder.save_preview(self.step, pixels)
+            if self.config.keep_weights and 0 < self.step < self.total:
+                kept = self.folder.path / KEPT / f"{self.step:07d}"
+                weights.save(self.ema, kept, self.sampling, {"training": self.summary()})
 
     # ---- state
 
@@ -291,7 +294,9 @@ class Trainer:
         """Raise ValueError unless this is the content of a checkpoint of this run."""
         own, recipe = self.state(), self.config.recipe()
         whole = isinstance(state, dict) and state.keys() == own.keys() and isinstance(state["config"], dict)
-        changed = sorted(name for name in recipe if whole and recipe[name] != state["config"].get(name))
+        changed = sorted(
+            name for name in recipe if whole and recipe[name] != state["config"].get(name, getattr(Config, name))
+        )
         if changed:
             raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")
         parts = [name for name in own if name not in ("config", "optimizer", "initialized_from")]

@@ -34,8 +34,8 @@ def export(where: str | None, folder: Path, address: str = "") -> weights.Weight
     """Write the page that draws with the weights `where` (as in `weights.load`) to `folder`, and return them.
 
     `address` is where the page will be found; previews of links need it for their picture.
-    Raises ValueError or OSError, in one sentence, for weights that cannot be loaded or are not in float16, and for a
-    folder with something else in it; the folder is then left as it was.
+    Raises ValueError or OSError, in one sentence, for weights that cannot be loaded, are not in float16 or are those of
+    an ablation of the network, and for a folder with something else in it; the folder is then left as it was.
     """
     folder = Path(folder).resolve()
     if address and not re.fullmatch(r"https?://\S+", address):
@@ -43,6 +43,10 @@ def export(where: str | None, folder: Path, address: str = "") -> weights.Weight
     if not replaceable(folder):
         raise FileExistsError(f"{folder} holds something other than an exported page; name another folder, or empty it")
     loaded = weights.load(where)
+    if not loaded.network.qk_norm or loaded.network.predicts_image:
+        raise ValueError(
+            "the page draws with networks that have QK-norm and predict the velocity, unlike these weights"
+        )
     with replacing_folder(folder) as new:
         new.mkdir(parents=True)
         write(loaded, new, address)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +14,7 @@ from tests.recovery.kills import equal, flat
 from tests.server import ROOT
 from training import ablations, checkpoint
 from training.config import Config
+from training.measure import plots
 
 EXTRACTOR = "e" * 64
 
@@ -40,105 +40,136 @@ def command(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def measured(small, tmp_path):
-    """Leave the weights of a finished row, measured with 2,000 digits, as the only thing in its folder."""
+    """Leave what a finished row leaves: its log, and its weights at two steps, measured with 2,000 digits."""
 
-    def measured(name: str, hours: float, figures: dict[float, tuple[float, float, float]]):
-        folder = tmp_path / f"runs/ablation-{name}/weights"
-        weights.save(small, folder, SamplingConfig(guidance=1.15), {"training": {"hours": hours}})
-        metrics = json.loads((folder / "metrics.json").read_text())
-        settings = {"count": 2000, "seed": 0, "steps": 20, "guidance": None, "time_shift": 1.63206}
-        sources = {"sampler": flow.SAMPLER, "sha256": metrics["sha256"]["model.safetensors"], "extractor": EXTRACTOR}
-        metrics["sweeps"] = [
-            {
-                "settings": {**settings, **sources, "guidance": guidance},
-                "drawn": dict(zip(("fd_ratio", "coverage", "accuracy"), drawn, strict=True)),
-            }
-            for guidance, drawn in figures.items()
-        ]
-        (folder / "metrics.json").write_text(json.dumps(metrics))
+    def measured(name: str, figures: list[tuple[float, float, float]]):
+        run = tmp_path / f"runs/ablation-{name}"
+        for part, images, drawn in zip(("kept/0000100", "weights"), (1000, 2000), figures, strict=True):
+            folder = run / part
+            weights.save(small, folder, SamplingConfig(guidance=1.15), {"training": {"images": images}})
+            metrics = json.loads((folder / "metrics.json").read_text())
+            digest = metrics["sha256"]["model.safetensors"]
+            settings = {"count": 2000, "seed": 0, "steps": 8, "guidance": 1.0, "time_shift": 1.63206}
+            sources = {"sampler": flow.SAMPLER, "sha256": digest, "extractor": EXTRACTOR}
+            row = {"settings": {**settings, **sources}, "drawn": dict(zip(DRAWN, drawn, strict=True))}
+            (folder / "metrics.json").write_text(json.dumps({**metrics, "sweeps": [row]}))
+        lines = [{"step": i, "images": 100 * i, "loss": 3 - 0.1 * i, "seconds": 4.4 * i} for i in range(1, 21)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     return measured
 
 
-FIGURES = {1.0: (2.346, 0.951, 0.9712), 1.15: (1.234, 0.962, 0.9823), 1.3: (1.567, 0.973, 0.9934)}
+DRAWN = ("fd_ratio", "coverage", "accuracy")
+FIGURES = [(4.5, 0.9, 0.95), (2.346, 0.951, 0.9712)]
 
 
-def test_line_shows_the_saved_figures_of_the_best_guidance_scale(command, measured, monkeypatch):
+@pytest.fixture
+def pictures(monkeypatch) -> list:
+    """The arguments of each picture, which is not drawn."""
+    drawn = []
+    monkeypatch.setattr(ablations.plots, "loss_and_quality", lambda path, *rest: drawn.append((str(path), *rest)))
+    return drawn
+
+
+def test_lines_and_picture_show_the_saved_figures(command, measured, monkeypatch, pictures):
+    """The loss is the mean of the last tenth of the log lines, of ten or of twenty here."""
     monkeypatch.setattr(ablations, "train", lambda name, config: 0)
-    measured("drop-0.2", 0.13, FIGURES)
-    measured("rate-2e-3", 1.5, dict(zip(FIGURES, reversed(FIGURES.values()), strict=True)))
-    assert command("drop-0.2", "rate-2e-3") == (
+    measured("3e-3", FIGURES)
+    measured("uniform", [(4.5, 0.9, 0.95), (1.2, 0.962, 0.9823)])
+    assert command("3e-3", "uniform") == (
         0,
         [
             *ablations.HEAD,
-            "| drop-0.2 | `--label-drop 0.2 --epochs 60.0 --device cpu --preview-every 20.0` "
-            "| 0.13 | 1.15 | 1.23 | 96.2% | 98.2% | 2.35 |",
-            "| rate-2e-3 | `--epochs 60.0 --lr 0.002 --device cpu --preview-every 20.0` "
-            "| 1.5 | 1.15 | 1.23 | 96.2% | 98.2% | 1.57 |",
+            "| 3e-3 | `--lr 0.003` | 2.35 | 95.1% | 97.1% | 1.0500 | 88 |",
+            "| uniform | `--time-shift 1.0 --uniform-times` | 1.20 | 96.2% | 98.2% | 1.0500 | 88 |",
         ],
         "",
     )
+    ((path, points, own_loss, note),) = pictures
+    assert path == "runs/ablations.png"
+    assert {name: [x for point in run for x in point] for name, run in points.items()} == {
+        "3e-3": pytest.approx([2.0, 4.5, 1.05, 2.346]),
+        "uniform": pytest.approx([2.0, 4.5, 1.05, 1.2]),
+    }
+    assert (own_loss, note) == ({"uniform"}, "")
 
 
-def test_failed_row_says_so_and_the_next_one_follows(command, measured, monkeypatch):
-    monkeypatch.setattr(ablations, "train", lambda name, config: 2 if name == "rate-5e-4" else 0)
-    measured("baseline", 0.5, FIGURES)
-    status, table, _ = command("rate-5e-4", "baseline")
+def test_failed_row_says_so_and_the_next_one_follows(command, measured, monkeypatch, pictures):
+    monkeypatch.setattr(ablations, "train", lambda name, config: 2 if name == "1e-2" else 0)
+    measured("3e-3", FIGURES)
+    status, table, _ = command("1e-2", "3e-3")
     assert status == 0
     assert len(table) == 4
-    assert table[2].startswith("| rate-5e-4 | `--epochs 60.0 --lr 0.0005")
-    assert "| did not finish |" in table[2]
-    assert table[3].endswith("| 0.5 | 1.15 | 1.23 | 96.2% | 98.2% | 2.35 |")
-    assert {line.count("|") for line in table} == {9}
+    assert table[2] == "| 1e-2 | `--lr 0.01` | did not finish | | | | |"
+    assert table[3].endswith("| 2.35 | 95.1% | 97.1% | 1.0500 | 88 |")
+    assert {line.count("|") for line in table} == {8}
+    assert list(pictures[0][1]) == ["3e-3"]
+
+
+def test_rank_correlation_knows_order_only():
+    assert ablations.rank_correlation([(1, 10), (2, 11), (30, 5000)]) == pytest.approx(1)
+    assert ablations.rank_correlation([(1, 9), (2, 8), (30, -5000)]) == pytest.approx(-1)
+    assert ablations.rank_correlation([(1, 1), (2, 3), (3, 2)]) == pytest.approx(0.5)
+
+
+def test_labels_of_the_picture_keep_their_order_and_distance():
+    assert plots.spread([0.5, 0.1, 0.52, 0.9, 0.5], 0.1) == pytest.approx([0.5, 0.1, 0.7, 0.9, 0.6])
 
 
 @pytest.mark.parametrize("status", [128 + 15, -9])
 def test_signal_stops_the_whole_table(command, monkeypatch, status):
     trained = []
     monkeypatch.setattr(ablations, "train", lambda name, config: trained.append(name) or status)
-    assert command("baseline", "centred")[0] == status
-    assert trained == ["baseline"]
+    assert command("release", "3e-3")[0] == status
+    assert trained == ["release"]
 
 
 def test_unknown_row_is_one_sentence(command):
-    status, _, error = command("baseline", "faster")
+    status, _, error = command("release", "faster")
     assert status == 2
-    assert error.startswith("python -m training.ablations: there is no row faster; there are baseline, ")
+    assert error.startswith("python -m training.ablations: there is no row faster; there are release, ")
     assert error.count("\n") == 1
 
 
-def test_rows_differ_from_the_baseline_in_one_setting():
-    baseline, changes = Config(epochs=60, preview_every=20), {}
-    for name, row in ablations.ROWS.items():
-        config = Config(**{**ablations.ALWAYS, **row})
-        changes[name] = {key: value for key, value in vars(config).items() if value != getattr(baseline, key)}
-    assert changes.pop("baseline") == {}
-    assert len(changes) == 15
-    assert {len(changed) for changed in changes.values()} == {1}
+def test_every_row_is_another_valid_change_of_the_release():
+    changes = {name: Config(**row).recipe() for name, row in ablations.ROWS.items()}
+    assert changes["release"] == Config().recipe()
     assert len({str(changed) for changed in changes.values()}) == len(changes)
-    for name, changed in changes.items():
-        if number := re.search(r"-(-?\d[\d.e-]*)$", name):
-            assert list(changed.values()) == [float(number[1])], name
+    assert {name: changes[name]["lr"] for name in changes if re.match(r"\de-\d", name)} == {
+        name: float(name[:4]) for name in changes if re.match(r"\de-\d", name)
+    }
+    assert changes["reference"]["lr"] == 2e-4
 
 
 def test_flags_hold_for_every_row_except_for_its_own_change(command, monkeypatch):
+    """The warm-up is a tenth of the steps: 10 epochs of 60,000 digits and 2,000 blank images in batches of 128."""
     seen = {}
     monkeypatch.setattr(ablations, "train", lambda name, config: seen.update({name: config}) or 2)
-    command("baseline", "rate-2e-4", "--lr=0.0003", "--width=32", "--epochs=5")
-    assert [seen[name].lr for name in ("baseline", "rate-2e-4")] == [3e-4, 2e-4]
-    assert {(config.width, config.epochs, config.preview_every) for config in seen.values()} == {(32, 5, 20)}
+    command("release", "3e-3", "--lr=0.0003", "--width=32", "--epochs=10", "--points=4")
+    assert [seen[name].lr for name in ("release", "3e-3")] == [3e-4, 3e-3]
+    assert {(config.width, config.epochs, config.preview_every, config.warmup_steps) for config in seen.values()} == {
+        (32, 10, 2.5, 484)
+    }
+    assert all(config.keep_weights for config in seen.values())
+
+
+@pytest.mark.parametrize("wrong", ["--count=100", "--steps=0", "--points=0"])
+def test_a_measurement_out_of_range_is_refused(command, monkeypatch, wrong):
+    monkeypatch.setattr(ablations, "train", lambda *_: pytest.fail("it trains"))
+    status, _, error = command("release", wrong)
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"{wrong[2:].split('=')[0]} must be a whole number" in error
 
 
 def test_row_started_with_other_flags_is_refused(command, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.subprocess, "run", lambda *_: pytest.fail("it trains"))
-    folder = tmp_path / "runs/ablation-centred"
+    folder = tmp_path / "runs/ablation-offset-noise"
     folder.mkdir(parents=True)
-    Config(**{**ablations.ALWAYS, **ablations.ROWS["centred"], "device": "cpu", "width": 64}).save(
-        folder / "config.json"
-    )
-    status, _, error = command("centred")
+    options = {**ablations.shared({"epochs": 1.0, "batch": 128}, points=2), "offset_noise": 0.2}
+    Config(**options).save(folder / "config.json")
+    status, _, error = command("offset-noise")
     assert status == 2
-    assert "runs/ablation-centred holds a run with other flags than these" in error
+    assert "runs/ablation-offset-noise holds a run with other flags than these" in error
 
 
 def test_row_with_initial_weights_is_trained_once(command, go, small_weights, root, tmp_path, monkeypatch):
@@ -150,57 +181,52 @@ def test_row_with_initial_weights_is_trained_once(command, go, small_weights, ro
         return SimpleNamespace(returncode=go(*started[-1], **(first if len(started) == 1 else {})))
 
     options = [word for word in flags({**TINY, "data_root": root}) if not re.match("--(width|depth|heads)", word)]
-    arguments = ["baseline", "--epochs=1", f"--init={small_weights}", *options]
+    arguments = ["release", "--epochs=1", f"--init={small_weights}", *options]
     monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(ablations, "line", lambda name, *_: f"the line of {name}")
+    monkeypatch.setattr(ablations, "rows", lambda name, *_: ([f"the line of {name}"], {}))
     assert command(*arguments)[0] == 128 + 15
-    assert Config.load(tmp_path / "runs/ablation-baseline/config.json").width == 32
+    assert Config.load(tmp_path / "runs/ablation-release/config.json").width == 32
     for _ in range(2):
         status, table, error = command(*arguments)
-        assert (status, table[2:]) == (0, ["the line of baseline"]), error
+        assert (status, table[2:]) == (0, ["the line of release"]), error
     assert [words[0] for words in started] == ["--name", "--resume"]
 
 
 @pytest.mark.slow
 def test_table_of_real_runs_resumes_and_repeats_nothing(command, go, reference, mnist_root, tmp_path, monkeypatch):
-    """One row is interrupted at step 5, the other one new; then the first row once more."""
+    """One row is interrupted at step 5, the release is new; then the first row once more."""
     pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(ablations, "Reference", lambda device, root: reference)
-    monkeypatch.setattr(ablations, "SCALES", (1.0, 1.3))
-    options = {**TINY, "patch": 7, "data_root": mnist_root, "epochs": 0.01}
-    row = {**options, **ablations.ROWS["centred"], "preview_every": 20}
-    assert go("--name", "ablation-centred", stop_after=5, **row) == 128 + 15
+    options = {**TINY, "patch": 7, "data_root": mnist_root, "epochs": 0.01, "keep_weights": True}
+    row = {**options, **ablations.ROWS["3e-3-bare"], "preview_every": 0.005}
+    assert go("--name", "ablation-3e-3-bare", stop_after=5, **row) == 128 + 15
 
-    status, table, _ = command("centred", "baseline", "--count=256", *flags(options))
+    arguments = ["--count=256", "--steps=2", *flags(options)]
+    status, table, _ = command("3e-3-bare", "release", *arguments)
     assert status == 0
     assert table[:2] == list(ablations.HEAD)
-    assert len(table) == 4
-    for line, name in zip(table[2:], ("centred", "baseline"), strict=True):
-        folder = tmp_path / f"runs/ablation-{name}"
-        config = Config.load(folder / "config.json")
-        metrics = json.loads((folder / "weights/metrics.json").read_text())
-        assert metrics["training"]["steps"] == 19
-        plain, guided = metrics["sweeps"]
-        assert [plain["settings"]["guidance"], guided["settings"]["guidance"]] == [1, 1.3]
-        assert plain["settings"]["count"] == guided["settings"]["count"] == 256
-        best = min(plain, guided, key=lambda row: row["drawn"]["fd_ratio"])
-        drawn = best["drawn"]
-        figures = (
-            f"{metrics['training']['hours']} | {best['settings']['guidance']:g} | {drawn['fd_ratio']:.2f} "
-            f"| {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} | {plain['drawn']['fd_ratio']:.2f} |"
-        )
-        assert line == f"| {name} | `{shlex.join(config.flags())}` | {figures}"
-        assert ("--pixel-mean 0.1307" in line) == (name == "centred")
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| 3e-3-bare", "| release", "| no-average"]
+    for line, folder in zip(table[2:], ("3e-3-bare/weights", "release/weights", "release/no-average"), strict=True):
+        metrics = json.loads((tmp_path / f"runs/ablation-{folder}/metrics.json").read_text())
+        (measured,) = metrics["sweeps"]
+        settings, drawn = measured["settings"], measured["drawn"]
+        assert (metrics["training"]["steps"], settings["steps"], settings["guidance"]) == (19, 2, 1)
+        assert settings["count"] == 256
+        assert f" | {drawn['fd_ratio']:.2f} | {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} | " in line
+    assert "`--lr 0.003 --clip 1000000.0 --no-qk-norm`" in table[2]
+    assert (tmp_path / "runs/ablations.png").read_bytes()[:4] == b"\x89PNG"
+    raw = weights.load(str(tmp_path / "runs/ablation-release/no-average"), dtype=torch.float32).network.state_dict()
+    trained = checkpoint.load(tmp_path / "runs/ablation-release")[0]["network"]
+    assert all(torch.equal(raw[name], trained[name].half().float()) for name in trained)
 
-    run = tmp_path / "runs/ablation-centred"
-    measured = [run / "weights" / name for name in ("metrics.json", "model.safetensors")]
+    run = tmp_path / "runs/ablation-3e-3-bare"
+    assert [path.name for path in (run / "kept").iterdir()] == ["0000010"]
+    measured = [run / part / "metrics.json" for part in ("weights", "kept/0000010")]
     before = [path.stat().st_mtime_ns for path in measured], (run / "metrics.jsonl").read_bytes()
     state = flat(checkpoint.load(run)[0])
-    assert command("centred", "--count=256", *flags(options)) == (0, table[:3], "")
+    assert command("3e-3-bare", *arguments) == (0, table[:3], "")
     assert ([path.stat().st_mtime_ns for path in measured], (run / "metrics.jsonl").read_bytes()) == before
     again = flat(checkpoint.load(run)[0])
-    changed = [name for name in state if not equal(state[name], again[name])]  # the time spent included
-    assert changed in ([], ["optimizer.param_groups.0.lr"])  # which every step sets anew
-    starts = [json.loads(line)["step"] for line in (run / "history.jsonl").open()]
-    assert starts == [0, 5]
+    assert [name for name in state if not equal(state[name], again[name])] == []  # the time spent included
+    assert [json.loads(line)["step"] for line in (run / "history.jsonl").open()] == [0, 5]

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from model.dit import DiT, rotary_table, rotate
+from model import flow
+from model.dit import DiT, Stream, rotary_table, rotate
 
 
 @pytest.fixture
@@ -128,6 +129,31 @@ def test_bfloat16_is_the_same_network(network):
     rounded = network.bfloat16()(x, t, labels)
     assert rounded.dtype == torch.float32
     assert 0 < difference(rounded, exact) < 0.05
+
+
+def test_without_qk_norm_queries_and_keys_are_those_of_the_projection():
+    x = torch.randn(3, 5, 32)
+    plain, normed = Stream(32, 2, 16, qk_norm=False), Stream(32, 2, 16, qk_norm=True)
+    normed.load_state_dict({**plain.state_dict(), "qk_scale": normed.qk_scale})
+    expected = plain.qkv(x).unflatten(-1, (4, 16))
+    torch.testing.assert_close(torch.cat(plain.project(x), 2), expected)
+    q, k, v = normed.project(x)
+    torch.testing.assert_close(torch.cat([q, k], 2).norm(dim=-1), torch.full((3, 5, 3), 4.0))
+    torch.testing.assert_close(v, expected[:, :, 3:])
+    assert "qk_scale" not in plain.state_dict()
+
+
+@pytest.mark.parametrize("t", [1.0, 0.4, 0.05, 0.01])
+def test_a_predicted_image_is_the_velocity_from_there(monkeypatch, t):
+    """(x_t − image) / t is the velocity of the path; below 0.05 it is divided by 0.05."""
+    network = DiT(width=32, depth=1, heads=2, predicts_image=True)
+    image, noise, labels = torch.rand(3, 1, 28, 28), torch.randn(3, 1, 28, 28), torch.arange(3)
+    x, v = flow.path(image, noise, torch.full((3,), t))
+    monkeypatch.setattr(network, "velocity", lambda *_: image)
+    expected = v * min(1, t / 0.05)
+    torch.testing.assert_close(network(x, torch.full((3,), t), labels), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(network(x, torch.tensor([t]), labels), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(network.with_cached_modulations([t])(x, t, labels), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def test_a_file_that_is_no_object_is_refused(small_weights, name, content):
         {"width": 10**9},
         {"width": 10**30},
         {"patch": 10**9},
+        {"qk_norm": 1},
+        {"predicts_image": "no"},
     ],
     ids=str,
 )

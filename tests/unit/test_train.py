@@ -20,7 +20,7 @@ from tests.recovery.kills import equal, flat
 from training import checkpoint, data, trainer
 from training.command import start
 from training.config import PRESETS, Config, add_options
-from training.objective import learning_rate, make_loss, update_ema
+from training.objective import assigned, learning_rate, make_loss, offset, times, update_ema
 from training.release.card import is_default
 from training.run_folder import RunFolder
 from training.trainer import Trainer
@@ -95,6 +95,51 @@ def test_loss_compiles_to_one_graph():
     batch = data.Batch(torch.zeros(4, 28, 28).byte(), torch.arange(4), torch.randn(4, 1, 28, 28), torch.randn(4))
     whole = torch.compile(loss_of, backend="eager", fullgraph=True)  # raises at a break
     torch.testing.assert_close(whole(*batch), loss_of(*batch))
+
+
+def test_offset_noise_is_normal_with_a_common_part():
+    """Adding 0.5·N(0, 1) to all pixels of an image adds 0.25 to every entry of the covariance, the identity."""
+    noise = torch.randn(50_000, 1, 3, 3)
+    found = torch.cov(offset(noise, 0.5).flatten(1).T)
+    torch.testing.assert_close(found, torch.eye(9) + 0.25, rtol=0, atol=0.04)
+    config = Config(**TINY, offset_noise=0.5, pixel_mean=0.0)
+    black, noise = torch.zeros(64, 28, 28, dtype=torch.uint8), torch.randn(64, 1, 28, 28)
+    loss = make_loss(lambda x, t, labels: torch.zeros_like(x), config, CPU)(black, None, noise, torch.zeros(64))
+    torch.testing.assert_close(loss, offset(noise, 0.5).square().mean())
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_immiscible_noise_is_a_closer_permutation(count):
+    image, noise = torch.randn(count, 1, 28, 28), torch.randn(count, 1, 28, 28)
+    found = assigned(noise, image)
+    assert sorted(found[:, 0, 0, 0].tolist()) == sorted(noise[:, 0, 0, 0].tolist())
+    assert (image - found).square().sum() < (image - noise).square().sum()
+    again = assigned(found, image)  # another pass exchanges what the first one could not yet know
+    assert (image - again).square().sum() <= (image - found).square().sum()
+
+
+def test_immiscible_noise_of_a_pair_is_the_closer_of_two():
+    image, noise = torch.eye(2).view(2, 1, 1, 2), torch.tensor([[0.1, 0.9], [0.8, 0.2]]).view(2, 1, 1, 2)
+    assert torch.equal(assigned(noise, image), noise.flip(0))
+    assert torch.equal(assigned(noise.flip(0), image), noise.flip(0))
+
+
+def test_loss_assigns_the_noise_to_the_images():
+    """Each image is one of the noises, the next one in the batch."""
+    config = Config(**TINY, immiscible=True)
+    levels = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
+    noise = images.to_model(levels, config.pixel_mean, config.pixel_std)
+    batch = data.Batch(levels.roll(1, 0), torch.arange(4), noise, torch.zeros(4))
+    assert make_loss(lambda x, t, labels: torch.zeros_like(x), config, CPU)(*batch) == 0
+
+
+def test_uniform_times_are_uniform_before_the_shift():
+    normal = torch.randn(20_000)
+    t = times(normal, Config(uniform_times=True, time_shift=1.0)).sort().values
+    assert (t - torch.linspace(0, 1, 20_000)).abs().max() < 0.02
+    shifted = times(torch.zeros(1), Config(uniform_times=True, time_shift=3.0))
+    assert shifted.item() == pytest.approx(0.75)
+    assert torch.equal(times(normal, Config()), flow.logit_normal(normal, 0.0, 1.0, Config.time_shift))
 
 
 def test_each_epoch_has_every_image_once_and_each_step_its_own_batch():
@@ -208,6 +253,16 @@ def test_configuration_names_the_field_and_its_range(options, words):
     assert str(error.value) == words
 
 
+def test_options_of_the_ablations_are_flags_without_help():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    text, hidden = parser.format_help(), ("qk_norm", "predicts_image", "uniform_times", "offset_noise", "immiscible")
+    assert "--clip" in text
+    assert not [name for name in (*hidden, "keep_weights") if name.replace("_", "-") in text]
+    changed = Config(qk_norm=False, predicts_image=True, uniform_times=True, offset_noise=0.1, immiscible=True)
+    assert parsed(changed.command()).recipe() == changed.recipe() != Config().recipe()
+
+
 @pytest.mark.parametrize("content", ['{"colour": "red"}', "[1, 2]", "{"])
 def test_other_files_are_not_taken_for_a_configuration(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
@@ -272,6 +327,24 @@ def test_resumed_run_equals_an_uninterrupted_one(go, tmp_path):
     whole, parts = (rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert len(whole) == 5
     assert [{**row, "seconds": 0} for row in whole] == [{**row, "seconds": 0} for row in parts]
+
+
+def test_options_of_the_ablations_survive_a_resume(go, tmp_path):
+    """A run from before there were any of them goes on, too."""
+    changed = {"qk_norm": False, "predicts_image": True, "immiscible": True, "offset_noise": 0.1, "keep_weights": True}
+    assert go("--name", "a", epochs=2, preview_every=1, stop_after=3, **changed) == 128 + 15
+    assert go("--resume", "runs/a") == 0
+    config = Config.load(tmp_path / "runs/a/config.json")
+    assert {name: getattr(config, name) for name in changed} == changed
+    (kept,) = (tmp_path / "runs/a/kept").iterdir()
+    assert (kept.name, weights.read(kept).metrics["training"]["images"]) == ("0000004", 128)
+    assert not weights.read(tmp_path / "runs/a/weights").network.qk_norm
+
+    assert go("--name", "b", epochs=1, stop_after=2) == 128 + 15
+    state = checkpoint.load(tmp_path / "runs/b")[0]
+    state["config"] = {name: value for name, value in state["config"].items() if name not in changed}
+    checkpoint.save(tmp_path / "runs/b", state)
+    assert go("--resume", "runs/b") == 0
 
 
 def test_interrupted_run_prints_how_to_continue(go, capsys):

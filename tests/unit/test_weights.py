@@ -53,6 +53,17 @@ def test_saving_again_replaces_the_folder(small, small_weights):
     assert [path.name for path in small_weights.parent.iterdir()] == ["weights"]
 
 
+def test_only_what_ablations_change_is_added_to_the_configuration(tmp_path):
+    usual = {"width", "depth", "heads", "patch", "classes", "pixel_mean", "pixel_std", "class_names"}
+    for changed in ({}, {"qk_norm": False}, {"predicts_image": True}):
+        network = DiT(width=32, depth=1, heads=2, **changed)
+        weights.save(network, tmp_path / "w", SamplingConfig(), {})
+        config = json.loads((tmp_path / "w/config.json").read_text())
+        assert (config.keys() - usual, usual - config.keys()) == (changed.keys(), set())
+        loaded = weights.load(str(tmp_path / "w"), dtype=torch.float32).network
+        assert (loaded.qk_norm, loaded.predicts_image) == (network.qk_norm, network.predicts_image)
+
+
 def test_a_failed_save_keeps_the_old_folder(small, small_weights, monkeypatch):
     before = {path.name: path.read_bytes() for path in small_weights.iterdir()}
 

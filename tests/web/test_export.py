@@ -172,6 +172,14 @@ def test_weights_in_float32_are_refused(small_weights, tmp_path, capsys):
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize("changed", [{"qk_norm": False}, {"predicts_image": True}])
+def test_networks_of_an_ablation_are_refused(tmp_path, capsys, changed):
+    weights.save(DiT(width=32, depth=1, heads=2, **changed), tmp_path / "weights", sampling.SamplingConfig(), {})
+    error = refused(capsys, "--weights", tmp_path / "weights", "--out", tmp_path / "site")
+    assert "have QK-norm and predict the velocity, unlike these weights" in error
+    assert not (tmp_path / "site").exists()
+
+
 def test_damaged_and_missing_weights_are_refused(small_weights, tmp_path, capsys):
     path = small_weights / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

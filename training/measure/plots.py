@@ -1,5 +1,7 @@
-"""Pictures of a run and of an evaluation: previews, loss, samples, nearest neighbours, sweeps."""
+"""Pictures of a run, of an evaluation and of many runs: previews, loss, samples, nearest neighbours, sweeps, loss
+against quality."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,6 +135,50 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
                 axis.yaxis.set_minor_formatter("{x:g}" if top / bottom < 1000 else "")
         if len(lines) > 1:
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+
+
+def loss_and_quality(
+    path: Path, runs: dict[str, list[tuple[float, float]]], own_loss: set[str], note: str = ""
+) -> None:
+    """The loss and FD ÷ floor of runs, each along a thin line to its end, where the name stands.
+
+    Runs in `own_loss` are hollow: their losses measure something else, and compare with no others.
+    """
+    with plot(path, size=(9, 5.5)) as (_, axis):
+        for name, points in runs.items():
+            hollow = name in own_loss
+            colour = PALE if hollow else BLUE
+            axis.plot(*zip(*points, strict=True), color=colour, linewidth=0.7, marker=".", markersize=3, alpha=0.6)
+            axis.plot(*points[-1], "o", color=colour, markersize=5.5, markerfacecolor="white" if hollow else colour)
+        axis.set(xlabel="training loss", xscale="log", yscale="log")
+        axis.set_title("Fréchet distance ÷ floor", loc="left", fontsize=12, fontweight="bold")
+        axis.set_title(f"hollow: losses of another kind   {note}", loc="right", fontsize=9, color=PALE)
+        for direction in (axis.xaxis, axis.yaxis):
+            low, high = direction.get_view_interval()
+            direction.set_major_formatter("{x:g}")
+            direction.set_minor_formatter("{x:g}" if high < 20 * low else "")
+        heights = spread(
+            [axis.transAxes.inverted().transform(axis.transData.transform(run[-1]))[1] for run in runs.values()], 0.035
+        )
+        for (name, points), height in zip(runs.items(), heights, strict=True):
+            axis.annotate(
+                name,
+                points[-1],
+                (1.03, height),
+                textcoords=axis.transAxes,
+                va="center",
+                fontsize=7.5,
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.4},
+            )
+
+
+def spread(heights: list[float], apart: float) -> list[float]:
+    """Heights in the same order, moved up where necessary so that no two are closer than `apart`."""
+    moved, last = dict.fromkeys(range(len(heights)), 0.0), -math.inf
+    for i in sorted(moved, key=heights.__getitem__):
+        last = moved[i] = max(heights[i], last + apart)
+    return list(moved.values())
 
 
 @contextmanager

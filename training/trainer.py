@@ -295,7 +295,9 @@ class Trainer:
         own, recipe = self.state(), self.config.recipe()
         whole = isinstance(state, dict) and state.keys() == own.keys() and isinstance(state["config"], dict)
         changed = sorted(
-            name for name in recipe if whole and recipe[name] != state["config"].get(name, getattr(Config, name))
+            name
+            for name in recipe
+            if whole and recipe[name] != state["config"].get(name, getattr(type(self.config), name))
         )
         if changed:
             raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")

@@ -33,7 +33,7 @@ PARTS = (  # of a step, by the profiler's names of operators, kernels and driver
     ("norms, elementwise", r"^triton_(?!tem)|CompiledFxGraph"),  # the latter holds the compiled code on a CPU
     ("attention", r"attention|flash|fmha|sdpa"),
     ("matrix products", r"gemm|nvjet|cutlass|splitK|triton_tem|::(mm|bmm|addmm)$|linear_pointwise"),
-    ("EMA", r"[sS]gd"),
+    ("EMA", r"lerp|Lerp"),
     ("gradient norm, AdamW", r"[aA]dam|[lL]p[nN]orm|BinaryOpScalarTensor|_foreach_"),
     ("random numbers, indexing", r"distribution|::rand|normal_|uniform_|index|gather|embedding|[sS]ort"),
     ("copies", r"[cC]opy|Memcpy|Memset|[fF]ill|zero_|Cat|::(cat|to)$"),

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model import flow, images
 from model.device import has_bfloat16
 from training import distributed
-from training.config import Config
+from training.config import Config, RunConfig
 
 
 def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16: bool = True) -> Callable:
@@ -86,34 +87,19 @@ def compiled(function: Callable, device: torch.device) -> Callable:
     return torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
-def learning_rate(step: int, total: int, config: Config) -> float:
+def learning_rate(step: int, total: int, config: RunConfig) -> float:
     """Linear warm-up from zero, constant, then linear decay to zero over the last `decay_share` of the steps."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     left = (total - step) / total
     return config.lr * min(warm, left / config.decay_share if config.decay_share else 1.0)
 
 
-@torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: Config, finite: torch.Tensor) -> None:
+def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: RunConfig) -> None:
     """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv
     2312.02696, §3).
 
-    `finite` is a scalar on the same device, 1 or, for a skipped step, 0: the average then stays, without a
-    synchronization.
+    One pass over memory. After a skipped step, the network is the one before.
     """
     half_life = min(config.ema_images, config.ema_ramp * images_seen)
-    # One pass: average −= weight · (average − network), as SGD on half their squared distance. The same with
-    # `_foreach_lerp_` could not skip a step, because that takes its weight from the host.
-    torch._fused_sgd_(
-        list(ema.parameters()),
-        list(network.parameters()),  # the gradient, negated by `maximize`; weight decay adds the average
-        [],
-        weight_decay=1.0,
-        maximize=True,
-        lr=1 - 0.5 ** (config.batch / half_life),
-        momentum=0.0,
-        dampening=0.0,
-        nesterov=False,
-        is_first_step=False,
-        found_inf=1 - finite,
-    )
+    update = get_ema_multi_avg_fn(0.5 ** (config.batch / half_life))
+    update(list(ema.parameters()), list(network.parameters()), None)

@@ -180,7 +180,7 @@ class Trainer:
         finite = norm.isfinite().to(norm.dtype)
         self.update(loss.detach(), finite)
         self.step += 1
-        update_ema(self.ema, self.network, self.step * self.config.batch, self.config, finite)
+        update_ema(self.ema, self.network, self.step * self.config.batch, self.config)
         return norm
 
     def update(self, loss: torch.Tensor, finite: torch.Tensor) -> None:

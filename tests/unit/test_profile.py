@@ -41,7 +41,10 @@ NAMES = {  # as an H200 runs them, and as the host calls them
         "aten::_foreach_norm",
         "Optimizer.step#AdamW.step",
     ),
-    "EMA": (f"{APPLY}<TensorListMetadata<2>, FusedSgdMathFunctor<float, 2>>", "aten::_fused_sgd_"),
+    "EMA": (
+        f"{APPLY}<TensorListMetadata<2>, TernaryOpScalarFunctor<float, 2, 2, 0>, LerpFunctor<float>>",
+        "aten::_foreach_lerp_",
+    ),
     "random numbers, indexing": (
         f"{NATIVE}(anonymous namespace)::distribution_elementwise_grid_stride_kernel<float, 4, normal_and_transform>",
         f"{NATIVE}vectorized_gather_kernel<16, long>(char*, char*, long*, int, long, long, long, long, bool)",

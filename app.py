@@ -43,7 +43,7 @@ from model.common import add_shared, sentence_on_error
 from model.device import pick
 from model.page import guard
 from model.page import html as pictures
-from model.page.studio import MAX_SHEET, NOISE, Studio, work
+from model.page.studio import MAX_SHEET, NOISE, OTHER_SEED, Studio, work
 
 # Calls of one kind wait for each other, and those that run take turns at the device.
 DIGIT, ROW, SHEET = (
@@ -164,7 +164,7 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
                     change, change_problem = form("change", pictures.change_form(studio.classes, other), [other])
                     change_out = picture('<digit-row id="changes"></digit-row>', about="digit seed steps guidance")
                     gr.HTML(pictures.section(*pictures.MORPH), apply_default_css=False)
-                    morph, morph_problem = form("morph", pictures.morph_form(start[1] + 1), [start[1] + 1])
+                    morph, morph_problem = form("morph", pictures.morph_form(OTHER_SEED), [OTHER_SEED])
                     morph_out = picture('<digit-row id="morphs"></digit-row>', about="digit seed steps guidance")
                     gr.HTML(pictures.section(*pictures.SKETCH), apply_default_css=False)
                     sketch = picture('<digit-sketch id="paper"></digit-sketch>', about="sketch")

@@ -21,6 +21,7 @@ PATHS = 8  # through the plane
 CHANGES = [1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.5, 0.0]  # times at which a digit changes its class
 NOISE = 0.85  # on a sketch: enough to complete a rough one
 MORPHS = 8  # digits from one seed to another
+OTHER_SEED = 87  # to which they go at first: its 7 is crossed, that of the first seed is not
 # Digits of 50 steps that a call of another kind takes at most.
 ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
 ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS, "sketch_tab": 1}

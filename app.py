@@ -168,7 +168,7 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
                     morph_out = picture('<digit-row id="morphs"></digit-row>', about="digit seed steps guidance")
                     gr.HTML(pictures.section(*pictures.SKETCH), apply_default_css=False)
                     sketch = picture('<digit-sketch id="paper"></digit-sketch>', about="sketch")
-                    noise, noise_problem = form("noise", pictures.noise_form(NOISE), [NOISE])
+                    noise, noise_problem = form("finish", pictures.noise_form(NOISE), [NOISE])
                     finished_out = picture('<digit-film id="finished"></digit-film>', about="digit seed steps guidance")
         gr.HTML(pictures.footer(studio.about, static_page), elem_id="about", apply_default_css=False)
 

@@ -354,7 +354,12 @@ def test_a_sketch_is_finished(visit):
     one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.85')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
-    one.page.locator("#noise input[type=number]").fill("0.1")  # the sketch stays almost as it is
+    slider = one.page.get_by_role("slider", name="Noise laid over the sketch")
+    middles = [
+        part["x"] + part["width"] / 2 for part in (slider.bounding_box(), one.page.locator("#paper").bounding_box())
+    ]
+    assert abs(middles[0] - middles[1]) < 1
+    one.page.get_by_label("Noise, typed").fill("0.1")  # the sketch stays almost as it is
     one.until("$('#finished').film.times[0] === 0.1 && $('#finished').index === $('#finished').film.times.length - 1")
     one.settle()
     drawn = np.array(one.page.evaluate("document.querySelector('#paper').pixels")).reshape(28, 28)

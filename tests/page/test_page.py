@@ -313,18 +313,6 @@ def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
     assert one.page.locator("digit-sheet canvas").count() == drawn
 
 
-def test_a_sheet_begins_again_while_one_is_drawn_or_has_just_been_stopped(visit):
-    one = visit(FEW)
-    one.open("Numbers")
-    for count, stop in ((12, ""), (13, "document.querySelector('#sheet [value=stop]').click();")):
-        one.page.locator("#sheet input[name=count]").fill("400")
-        one.page.get_by_role("button", name="Draw the sheet").click()
-        one.until("$('digit-sheet').data?.total === 400 && $('digit-sheet').count > 0")
-        one.page.locator("#sheet input[name=count]").fill(str(count))
-        one.page.evaluate(f"{stop} document.querySelector('#sheet [value=submit]').click()")
-        one.until(f"$('digit-sheet').data.total === {count} && $('digit-sheet').count === {count}")
-
-
 def test_a_sheet_of_one_digit_is_no_poster_and_an_empty_one_a_sentence(visit):
     one = visit()
     one.open("Numbers")
@@ -366,7 +354,7 @@ def test_a_sketch_is_finished(visit):
     one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.85')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
-    slider = one.page.get_by_role("slider", name="Noise")
+    slider = one.page.get_by_role("slider", name="Noise laid over the sketch")
     middles = [
         part["x"] + part["width"] / 2 for part in (slider.bounding_box(), one.page.locator("#paper").bounding_box())
     ]

@@ -79,7 +79,7 @@ FLOW_AND_MAP = (
     ENOUGH,
     "The same noise in 1 to 32 steps, twice. The flow predicts a velocity; in one step that leads to an average of "
     "many digits, and only many steps follow the path. The flow map was distilled from it: it has learned where a "
-    "step ends, however long it is, so a few steps do. A call is one look of the network.",
+    "step ends, however long it is, so a few steps do. A call is one run of the network.",
 )
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
 CHANGE = (

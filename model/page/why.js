@@ -242,7 +242,7 @@
             this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
                 + `together. Each line leads from a patch of noise to a digit, with a stop after every step.`;
             this.heading.textContent = this.ofKind({
-                flow: "Why not in one big step?", map: "Why not in one big step? It can be"});
+                flow: "Why not in one big step?", map: "Can one big step do?"});
             this.note.textContent = `Dashed: ${this.ofKind({
                 flow: "where the arrows led at each stop of the chosen path",
                 map: "where one jump would have landed from each stop of the chosen path"})}. Left to `

@@ -147,7 +147,8 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
                     picture("<digit-arrows></digit-arrows>")
                     paths_out = picture("<digit-paths></digit-paths>", about="digit seed guidance")
                     styles_out = picture("<digit-styles></digit-styles>", about="seed steps guidance")
-                    gr.HTML(pictures.section(*pictures.STEPS), apply_default_css=False)
+                    steps_words = pictures.steps_of(studio.network.kind, studio.teacher is not None)
+                    gr.HTML(pictures.section(*steps_words), apply_default_css=False)
                     steps_out = picture("<digit-steps></digit-steps>", about="digit seed guidance")
                 with gr.Tab("Numbers", id="numbers"):
                     with gr.Column(visible=studio.can_write_numbers):

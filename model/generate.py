@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         names = loaded.network.class_names
         labels = parse_labels(options.labels or ",".join(names[:10]), count, seed, names)
         sampling = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
+        sampling = sampling.for_network(loaded.network)
         with replacing(options.out) as new:
             new.touch()  # fail now, not after the work, if the folder cannot be written
             batches = []
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             images.save(new, options.out.suffix[1:], torch.cat(batches), labels, images.columns(count), about)
     how = f"{sampling.steps} steps, guidance {sampling.guidance:g}, weights {loaded.source}"
     print(f"{options.out}: {count} digits, {how}")
+    if note := sampling.note(options.guidance):
+        print(note)
     return 0
 
 

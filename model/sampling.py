@@ -44,6 +44,16 @@ class SamplingConfig:
         """The same with whatever is asked for; None stands for no wish."""
         return replace(self, **{name: value for name, value in asked.items() if value is not None})
 
+    def for_network(self, network: DiT) -> "SamplingConfig":
+        """The same with the nearest guidance that the network can draw with; all that draws goes through here."""
+        return replace(self, guidance=network.nearest_guidance(self.guidance))
+
+    def note(self, asked: float | None) -> str:
+        """The sentence to show where `asked` was another guidance than the one drawn with; "" where it was not."""
+        if asked is None or asked == self.guidance:
+            return ""
+        return f"Drawn at guidance {self.guidance:g}: this network knows no guidance between 0 and {self.guidance:g}."
+
     def recipe(self, digits: str, seed: int) -> str:
         """What a picture shows and how it was drawn, for its comment."""
         return f"{digits}: {', '.join(f'{name} {value}' for name, value in {'seed': seed, **asdict(self)}.items())}"
@@ -102,10 +112,15 @@ def parse_number(text: str) -> torch.Tensor:
 
 
 def states(
-    network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
+    network: DiT,
+    labels: torch.Tensor,
+    seeds: Iterable[int],
+    sampling: SamplingConfig,
+    turn: Turn = nullcontext,
+    film: bool = False,
 ) -> Iterator[flow.State]:
-    """The sampler's states from noise to digits, for labels `[B]` and one seed per label."""
-    return states_from(network, flow.noise(seeds), labels, sampling, turn)
+    """The sampler's states from noise to digits, for labels `[B]` and one seed per label; see `states_from`."""
+    return states_from(network, flow.noise(seeds), labels, sampling, turn, film=film)
 
 
 def states_from(
@@ -145,6 +160,7 @@ class Film:
     noisy: torch.Tensor  # x_t
     predicted: torch.Tensor  # the image predicted at t
     velocity: torch.Tensor  # v, mid-grey is 0; uint8 [steps, N, 28, 28]
+    kind: str  # of the network that drew it
 
     @property
     def digits(self) -> torch.Tensor:
@@ -162,7 +178,7 @@ def draw_film(
     network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Film:
     """Draw labels `[N]`, each from the noise of its seed, in one batch, and keep every state."""
-    return film(network, states_from(network, flow.noise(seeds), labels, sampling, turn, film=True))
+    return film(network, states(network, labels, seeds, sampling, turn, film=True))
 
 
 def change_class(
@@ -234,7 +250,7 @@ def film(network: DiT, path: Iterable[flow.State]) -> Film:
     predicted = pixels([state.image for state in path], network.pixel_mean, network.pixel_std)
     v = [torch.zeros_like(state.x) if state.v is None else state.v for state in path]
     velocity = pixels(v, 0.5, 1 / 6)[:-1]  # ±3 standard deviations map to black and white
-    return Film([state.t for state in path], noisy, predicted, velocity)
+    return Film([state.t for state in path], noisy, predicted, velocity, network.kind)
 
 
 class Timed:
@@ -265,3 +281,16 @@ def compare_steps(
         *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps), timed)
         pixels = images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
         yield steps, pixels, timed.milliseconds
+
+
+def compare_kinds(
+    network: DiT, teacher: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
+) -> Iterator[tuple[int, torch.Tensor, list[float]]]:
+    """The comparison of a flow map and the velocity network that it was distilled from, from the same noise.
+
+    Yields steps, pixels uint8 `[2·B, 28, 28]` and the two times in milliseconds, those of the teacher first.
+    """
+    both = [compare_steps(one, labels, seed, sampling, turn) for one in (teacher, network)]
+    for (steps, *first), (_, *second) in zip(*both, strict=True):
+        pixels, milliseconds = zip(first, second, strict=True)
+        yield steps, torch.cat(pixels), list(milliseconds)

@@ -64,12 +64,12 @@ def paths(
     runs = []
     for steps in STEP_COUNTS:
         labels = torch.full((len(seeds),), label)
-        *before, last = states(network, labels, seeds, replace(sampling, steps=steps), turn)
+        *before, last = states(network, labels, seeds, replace(sampling, steps=steps), turn, film=True)
         runs.append(
             {
                 "steps": steps,
                 "path": [project(state.x) for state in (*before, last)],
-                "aims": [project(state.x - state.t * state.v) for state in before],
+                "aims": [project(state.image) for state in before],
                 "pixels": packed(images.to_pixels(last.x, network.pixel_mean, network.pixel_std)),
             }
         )
@@ -96,7 +96,8 @@ def styles(network: DiT, seeds: Sequence[int], sampling: SamplingConfig, turn: T
 
 def told(network: DiT, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig) -> dict:
     """What was drawn and how, as the elements expect it."""
-    return {"digits": [network.class_names[label] for label in labels], "seeds": list(seeds), **asdict(sampling)}
+    digits = [network.class_names[label] for label in labels]
+    return {"digits": digits, "seeds": list(seeds), **asdict(sampling), "kind": network.kind}
 
 
 def packed(pixels: torch.Tensor) -> str:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.device import described
 from model.dit import DiT
+from model.flow_map import FlowMap
 from model.images import SIZE
 
 
@@ -31,16 +32,20 @@ def peak(dtype: torch.dtype, device: torch.device, size: int = 4096) -> float:
     return 2 * size**3 / seconds(lambda: torch.mm(a, b, out=c), device)
 
 
+def one_call(
+    network: DiT, x: torch.Tensor, labels: torch.Tensor, t: float = 1.0, s: float = 0.0, guidance: float = 1.0
+) -> torch.Tensor:
+    """One network call at time t, for images and labels `[B]`: the velocity, or a flow map's average velocity to s."""
+    t, s, guidance = (x.new_full((len(x),), value) for value in (t, s, guidance))
+    return network(x, t, s, labels, guidance) if isinstance(network, FlowMap) else network(x, t, labels)
+
+
 def flops(network: DiT) -> int:
     """Floating-point operations of the matrix products in one network call for one image."""
     device = network.rotary.device
-    x, t, label = (
-        torch.zeros(1, 1, SIZE, SIZE, device=device),
-        torch.ones(1, device=device),
-        torch.tensor([0], device=device),
-    )
+    x, label = torch.zeros(1, 1, SIZE, SIZE, device=device), torch.tensor([0], device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(x, t, label)
+        one_call(network, x, label)
     return counter.get_total_flops()
 
 

@@ -2,7 +2,7 @@
 
 A folder of weights holds `config.json` (the kind of network and its arguments), `model.safetensors` (float16),
 `sampling.json` (the defaults to draw with) and `metrics.json`, which keeps the sha256 of the first two: a flipped byte
-would load silently.
+would load silently. That of a flow map may hold the velocity weights it was distilled from in the folder `teacher/`.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ TEACHER = "teacher"  # in the folder of a flow map: the weights that it was dist
 UNWRITTEN = {"qk_norm": True, "predicts_image": False}.items()  # not in config.json: only ablations differ
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+OF_TEACHER = tuple(f"{TEACHER}/{name}" for name in (*FILES, SAMPLING))
 
 # What metrics.json may hold, by `check.typed`.
 NUMBER, FIGURES = int | float, {...: int | float}
@@ -64,7 +65,8 @@ class Weights:
     """A network with its weights, how to draw with it, and where it came from.
 
     `source` is a description for people. `notice` is "", or says why these are the bundled weights and not those asked
-    for.
+    for, or are without their teacher. `teacher` are the velocity weights that a flow map was distilled from, where they
+    are at hand.
     """
 
     network: DiT
@@ -72,6 +74,7 @@ class Weights:
     source: str
     metrics: dict
     notice: str = ""
+    teacher: "Weights | None" = None
 
 
 def load(where: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Weights:
@@ -84,7 +87,7 @@ def load(where: str | None = None, device: torch.device | str = "cpu", dtype: to
     where = where or os.environ.get("WEIGHTS") or str(BUNDLED)
     if Path(where).is_dir():
         source = "bundled" if BUNDLED.is_dir() and BUNDLED.samefile(where) else where
-        weights = read(Path(where))
+        weights = with_teacher(read(Path(where)), Path(where))
     else:
         folder, source = download(where)
         try:
@@ -92,8 +95,15 @@ def load(where: str | None = None, device: torch.device | str = "cpu", dtype: to
         except ValueError as error:
             hub.forget(folder, (*FILES, SAMPLING))
             raise ValueError(str(error).replace(str(folder), where)) from None
+        if isinstance(weights.network, FlowMap):
+            download_teacher(source)
+            weights = with_teacher(weights, folder)
+            if weights.notice:
+                hub.forget(folder, OF_TEACHER)
     dtype = dtype or (torch.bfloat16 if has_bfloat16(torch.device(device)) else torch.float32)
-    return replace(weights, network=weights.network.to(device, dtype).requires_grad_(False), source=source)
+    for each in filter(None, (weights, weights.teacher)):
+        each.network.to(device, dtype).requires_grad_(False)
+    return replace(weights, source=source)
 
 
 def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu") -> Weights:
@@ -140,6 +150,34 @@ def read(folder: Path) -> Weights:
     if metrics.get("sha256", {}).get("config", digest(config)) != digest(config):
         raise ValueError(f"{folder / CONFIG} is not the configuration that {METRICS} names by sha256; put that back")
     return Weights(network, sampling, str(folder), metrics)
+
+
+def with_teacher(weights: Weights, folder: Path) -> Weights:
+    """The weights of a folder with their teacher, if it holds one, or with a notice where that cannot be used.
+
+    A flow map draws without its teacher, which is there to be compared with. The reason goes to stderr.
+    """
+    if not isinstance(weights.network, FlowMap) or not (folder / TEACHER).is_dir():
+        return weights
+    try:
+        return replace(weights, teacher=read_teacher(folder, weights.network))
+    except (ValueError, OSError) as error:
+        print(f"The flow map draws without its teacher: {masked(error)}", file=sys.stderr)
+        return replace(weights, notice="The network that this one was distilled from could not be loaded.")
+
+
+def read_teacher(folder: Path, network: FlowMap) -> Weights:
+    """The velocity weights in the folder `teacher/` of a flow map's, checked as those.
+
+    Raises ValueError or OSError, also for a network of another kind, other classes or other pixels.
+    """
+    teacher = read(folder / TEACHER)
+    if isinstance(teacher.network, FlowMap):
+        raise ValueError(f"{folder / TEACHER} holds a flow map itself, not velocity weights; put those there")
+    for name in ("class_names", "pixel_mean", "pixel_std"):
+        if getattr(teacher.network, name) != getattr(network, name):
+            raise ValueError(f"{folder / TEACHER} has another {name} than the flow map; put its own teacher there")
+    return teacher
 
 
 def digest(config: dict) -> str:
@@ -246,3 +284,9 @@ def download(where: str) -> tuple[Path, str]:
     """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`; raises OSError in one
     sentence."""
     return hub.download(where, FILES, optional=(SAMPLING,))
+
+
+def download_teacher(source: str) -> None:
+    """Download the teacher of the flow map `USER/NAME@commit` into its cached folder, if it has one that can be had."""
+    with contextlib.suppress(OSError):
+        hub.download(source, OF_TEACHER[:-1], optional=OF_TEACHER[-1:])

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from model import weights
 from model.dit import DiT
+from model.flow_map import FlowMap
 from model.sampling import SamplingConfig
 from tests.server import ROOT, browser, chromium_path, serve
 from training.measure.reference import Reference
@@ -55,6 +56,23 @@ def small_weights(small, tmp_path) -> Path:
     """A folder of weights as a trainer leaves it."""
     weights.save(small, tmp_path / "weights", SamplingConfig(), {"training": {"epochs": 1}})
     return tmp_path / "weights"
+
+
+@pytest.fixture
+def small_map(small) -> FlowMap:
+    """A flow map of the small network whose jumps depend on where they end and on the guidance."""
+    network = FlowMap.from_velocity(small)
+    for embedder in (network.embed_step, network.embed_guidance):
+        torch.nn.init.normal_(embedder.mlp[2].weight, std=0.3)
+    return network
+
+
+@pytest.fixture
+def map_weights(small, small_map, tmp_path) -> Path:
+    """The folder of a flow map that holds its teacher."""
+    weights.save(small_map, tmp_path / "map", SamplingConfig(steps=4, guidance=1.5), {})
+    weights.save(small, tmp_path / "map" / weights.TEACHER, SamplingConfig(), {})
+    return tmp_path / "map"
 
 
 def missing(what: str, required: str) -> None:

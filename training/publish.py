@@ -43,9 +43,8 @@ def publish_space(options: argparse.Namespace, folder: Path) -> None:
             f"a Space needs weights from the Hub, and {options.weights} is a folder here; publish it first"
         )
     source = weights.load(options.weights).source
-    files = sorted(
-        path.name for path in weights.download(source)[0].iterdir() if path.name in (*weights.FILES, weights.SAMPLING)
-    )
+    cached, names = weights.download(source)[0], (*weights.FILES, weights.SAMPLING, *weights.OF_TEACHER)
+    files = sorted(name for name in names if (cached / name).is_file())
     hardware = options.hardware or upload.ZERO_GPU
     (folder / upload.CARD).write_text(upload.space_card(*source.split("@"), files, hardware), encoding="utf-8")
     if options.dry_run:

@@ -2,7 +2,8 @@
 // The data are a film: {digits, seeds, steps, guidance, time_shift, times [S + 1] and, as uint8 [S + 1, N, 28, 28],
 // `noisy` (x_t) and `predicted` (x_t − t·v; a row does without); `velocity` [S, N, 28, 28] may be absent}. A film that
 // is still being drawn has the number of its finished states in `count`. Digits that no link opens have no `seeds` but
-// `about`: "what they show: how they were drawn", and perhaps `captions`, a word below each of a row.
+// `about`: "what they show: how they were drawn", and perhaps `captions`, a word below each of a row. A film of the
+// `kind` "flow map" has in `predicted` where the map jumps to from there; others may go without a kind.
 
 {
     const SIZE = 28, AREA = SIZE ** 2, FRAMES = 9, GIF_FRAMES = 24, PLAYING_TIME = 1500; // milliseconds
@@ -285,12 +286,13 @@
 
     // ---- one digit
 
-    // The rows of the film strip: what they show, in words and as a formula.
+    // The rows of the film strip: what they show, in words and as a formula, which for a flow map may be another.
     const ROWS = {
         noisy: ["From noise to digit", "xₜ"],
-        predicted: ["The network’s guess at that moment", "xₜ − t·v"],
-        velocity: ["Velocity: dark gets brighter, bright darker", "v"],
+        predicted: ["The network’s guess at that moment", "xₜ − t·v", "xₜ − t·u(xₜ, t, 0)"],
+        velocity: ["Velocity: dark gets brighter, bright darker", "v", "u(xₜ, t, t)"],
     };
+    const isMap = ({kind}) => kind === "flow map";
 
     class DigitFilm extends Player {
         build(film) {
@@ -309,8 +311,9 @@
                 frame.append(make("span", {}, t));
                 return {index, frame, rows, painted: false};
             });
-            const titles = Object.entries(ROWS).map(([row, [words, formula]]) => make("div",
-                {className: `digits-title digits-${row}`}, make("span", {}, words, " ", make("i", {}, formula))));
+            const titles = Object.entries(ROWS).map(([row, [words, formula, ofMap = formula]]) => make("div",
+                {className: `digits-title digits-${row}`},
+                make("span", {}, words, " ", make("i", {}, isMap(film) ? ofMap : formula))));
             this.strip.style.setProperty("--frames", few.length);
             this.strip.replaceChildren(...titles, ...this.frames.map(({frame}) => frame));
             this.velocitySwitch.hidden = !film.velocity;
@@ -422,7 +425,7 @@
     }
 
     window.digits ??= {};
-    Object.assign(digits, {film, bytes, link, named, alt, recipe, make, canvas, paint, cell, walk, button});
+    Object.assign(digits, {film, bytes, link, named, alt, recipe, isMap, make, canvas, paint, cell, walk, button});
     customElements.define("digit-film", DigitFilm);
     customElements.define("digit-row", DigitRow);
 }

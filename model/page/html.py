@@ -10,6 +10,7 @@ import jinja2
 import torch
 
 from model import sampling
+from model.dit import DiT
 from model.sampling import Film, SamplingConfig
 
 HERE = Path(__file__).parent
@@ -63,10 +64,22 @@ def footer(about: str, static_page: str | None) -> str:
     return f"<p>{link}{about}</p>"
 
 
+ENOUGH = "How many steps are enough?"
 STEPS = (
-    "How many steps are enough?",
+    ENOUGH,
     "The same noise in 1 to 32 steps. One step lands on an average of many digits; more steps follow the path more "
     "closely, until nothing changes any more.",
+)
+MAP_STEPS = (
+    ENOUGH,
+    "The same noise in 1 to 32 steps. This network is a flow map: it has learned where a step ends, however long it "
+    "is, so a few steps do.",
+)
+FLOW_AND_MAP = (
+    ENOUGH,
+    "The same noise in 1 to 32 steps, twice. The flow predicts a velocity; in one step that leads to an average of "
+    "many digits, and only many steps follow the path. The flow map was distilled from it: it has learned where a "
+    "step ends, however long it is, so a few steps do. A call is one run of the network.",
 )
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
 CHANGE = (
@@ -88,16 +101,22 @@ SKETCH = (
 SHEET = ("A sheet of digits", "Up to 400 digits, each from its own seed. Click one to open it.")
 
 
+def steps_of(kind: str, compared: bool) -> tuple[str, str]:
+    """What to say above the comparison of steps of a kind of network, which may be compared with its teacher."""
+    return STEPS if kind == DiT.kind else FLOW_AND_MAP if compared else MAP_STEPS
+
+
 def section(name: str, sentence: str) -> str:
     """A heading within a tab, and what there is to see below it."""
     return f"<h2>{name}</h2><p>{sentence}</p>"
 
 
-def about(parameters: int, source: str, device: str, notice: str | None) -> str:
+def about(kind: str, parameters: int, source: str, device: str, notice: str | None) -> str:
     """The last lines of the page: the network, where its weights come from, where it runs, and what went wrong."""
     where = {"cpu": "the processor (CPU)", "cuda": "a graphics card (GPU)"}.get(device, "a graphics card (GPU)")
     weights = "the bundled weights" if source == "bundled" else f"weights from {source}"
-    line = f"A network of {parameters / 1e6:.2f} million parameters with {weights}, on {where} of this server."
+    network = "network" if kind == DiT.kind else kind
+    line = f"A {network} of {parameters / 1e6:.2f} million parameters with {weights}, on {where} of this server."
     return "<br>".join(html.escape(text) for text in (line, notice) if text)
 
 
@@ -207,7 +226,8 @@ def submit(words: str) -> str:
 
 
 class Told:
-    """Catches the ValueError of a block: `both` is the value to show, if it came about, and the sentence, if not."""
+    """Catches the ValueError of a block: `both` is the value to show, if it came about, and what to say beside a
+    field."""
 
     def __init__(self):
         self.value, self.problem = KEEP, None
@@ -216,8 +236,9 @@ class Told:
         return self
 
     def __exit__(self, kind, error, trace) -> bool:
-        self.problem = problem(error) if isinstance(error, ValueError) else None
-        return self.problem is not None
+        if isinstance(error, ValueError):
+            self.problem = problem(error)
+        return isinstance(error, ValueError)
 
     @property
     def both(self) -> tuple:
@@ -233,6 +254,11 @@ def problem(error: ValueError) -> dict:
     """A sentence about a value, and the name of the field beside which it belongs: errors begin with that name."""
     sentence = re.sub(r"^(\w+) must be (.*), not None$", r"\1 is empty; it must be \2", str(error))
     return {"field": sentence.split(" ", 1)[0], "sentence": f"{sentence[0].upper()}{sentence[1:]}."}
+
+
+def note(field: str, sentence: str) -> dict | None:
+    """A sentence beside a field whose value is no problem; None for no sentence."""
+    return {"field": field, "sentence": sentence, "harmless": True} if sentence else None
 
 
 # ---- drawings
@@ -254,6 +280,7 @@ def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: Sampli
         "seeds": list(seeds),
         **recipe(config),
         "times": film.times,
+        "kind": film.kind,
         **arrays,
         **more,
     }
@@ -321,10 +348,17 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
     }
 
 
-def steps(digits: Sequence[str], seed: int, config: SamplingConfig) -> dict:
-    """A comparison that has no columns yet."""
-    return {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
+def steps(digits: Sequence[str], seed: int, config: SamplingConfig, compared: bool) -> dict:
+    """A comparison that has no columns yet; of a flow map and its teacher where they are `compared`.
+
+    `calls` of a row are those of a step, and the digits of the row that the page draws itself open there.
+    """
+    shown = {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
+    guided = config.guidance not in (0, 1)
+    rows = [{"name": "flow", "calls": 1 + guided}, {"name": "map", "calls": 1, "opens": True}]
+    return {**shown, "rows": rows} if compared else shown
 
 
-def column(count: int, pixels: torch.Tensor, milliseconds: float) -> dict:
-    return {"steps": count, "pixels": base64_of(pixels), "milliseconds": round(milliseconds)}
+def column(count: int, pixels: torch.Tensor, milliseconds: float | list[float]) -> dict:
+    times = list(map(round, milliseconds)) if isinstance(milliseconds, list) else round(milliseconds)
+    return {"steps": count, "pixels": base64_of(pixels), "milliseconds": times}

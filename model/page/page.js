@@ -103,18 +103,20 @@
         }
     }
 
-    // The sentence {field, sentence} about a value beside its field, or none.
+    // The sentence {field, sentence, harmless} about a value beside its field, or none.
     function problem(props, watch, name) {
         watch("value", () => {
-            const {form} = forms[name], {field, sentence} = props.value || {}, words = form.querySelector(".problem");
+            const {form} = forms[name], {field, sentence, harmless} = props.value || {};
+            const words = form.querySelector(".problem");
             const place = form.querySelector(`[data-field="${field}"]`);
             for (const input of form.querySelectorAll("input")) {
-                const bad = sentence && input.name && input.closest("[data-field]") === place;
+                const bad = sentence && !harmless && input.name && input.closest("[data-field]") === place;
                 if (bad) input.setAttribute("aria-invalid", "true");
                 else input.removeAttribute("aria-invalid");
             }
             if (place) place.append(words);
             if (place?.closest("details")) place.closest("details").open = true;
+            words.classList.toggle("harmless", !!harmless);
             words.textContent = sentence ?? "";
         });
     }

@@ -56,28 +56,38 @@
         }
     }
 
+    const time = milliseconds =>
+        milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+
     class DigitSteps extends HTMLElement {
         // {digits, seed, guidance, columns: [{steps, pixels, milliseconds}]}: one row per digit, one column per number
-        // of steps that is there so far; `pixels` are uint8 [N, 28, 28], or base64 of them.
+        // of steps that is there so far; `pixels` are uint8 [N, 28, 28], or base64 of them. With `rows`, [{name, calls,
+        // opens}], a row is the one digit as each of several networks draws it, in so many calls a step, and
+        // `milliseconds` has a number for each; only the row that `opens` is what the page draws, and links to it.
         set steps(value) {
-            const {digits: names, seed, guidance, columns} = this.data = value;
+            const {digits: names, seed, guidance, columns, rows} = this.data = value;
             const {make} = digits, images = columns.map(({pixels}) => digits.bytes(pixels));
             const focused = this.contains(document.activeElement) && document.activeElement.getAttribute("href");
             const head = columns.map(({steps}) => make("th", {scope: "col"}, `${steps}`));
-            const rows = names.map((digit, row) => make("tr", {}, make("th", {scope: "row"}, digit),
-                ...columns.map(({steps}, column) => {
-                    const one = {digit, seed, steps, guidance}, cell = digits.cell(one, digits.alt(one));
+            const lines = rows ?? names.map(name => ({name, digit: name, opens: true}));
+            const body = lines.map(({name, digit = names[0], calls, opens}, row) => make("tr", {},
+                make("th", {scope: "row"}, name),
+                ...columns.map(({steps, milliseconds}, column) => {
+                    const one = {digit, seed, steps, guidance}, text = `${rows ? `${name}: ` : ""}${digits.alt(one)}`;
+                    const cell = opens ? digits.cell(one, text)
+                        : make("div", {className: "digits-cell"}, digits.canvas(text));
                     digits.paint(cell.firstChild, images[column].subarray(row * AREA, (row + 1) * AREA));
-                    return make("td", {}, cell);
+                    if (!rows) return make("td", {}, cell);
+                    const count = steps * calls, took = time(milliseconds[row]);
+                    return make("td", {}, cell, make("span", {}, `${count} call${count === 1 ? "" : "s"}`), took);
                 })));
-            const times = columns.map(({milliseconds}) => make("td", {},
-                milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`));
+            const times = columns.map(({milliseconds}) => make("td", {}, time(milliseconds)));
+            const foot = rows ? [] : [make("tfoot", {}, make("tr", {}, make("td"), ...times))];
             const room = Array.from({length: Math.max(0, 6 - columns.length)}, () => make("td"));
             const table = make("table", {className: "digits-steps"},
                 make("caption", {}, "Steps"),
                 make("thead", {}, make("tr", {}, make("td"), ...head, ...room)),
-                make("tbody", {}, ...rows),
-                make("tfoot", {}, make("tr", {}, make("td"), ...times)));
+                make("tbody", {}, ...body), ...foot);
             this.replaceChildren(table);
             digits.walk(table)();
             [...table.querySelectorAll("a")].find(link => link.getAttribute("href") === focused)?.focus();

@@ -23,7 +23,7 @@ NOISE = 0.85  # on a sketch: enough to complete a rough one
 MORPHS = 8  # digits from one seed to another
 OTHER_SEED = 87  # to which they go at first: its 7 is crossed, that of the first seed is not
 # Digits of 50 steps that a call of another kind takes at most.
-ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 2, "steps_api": 13}
+ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 3, "steps_api": 13}
 ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS, "sketch_tab": 1}
 ROWS |= {"change_api": MAX_ROW, "morph_api": MAX_ROW}
 OWN_DEVICE = "SPACES_ZERO_GPU" in os.environ  # there every call has a process and a device of its own
@@ -82,18 +82,22 @@ class Studio:
         listened: Callable[[], bool] = lambda: True,
     ):
         self.listened = listened
-        self.network, self.sampling, self.classes = loaded.network, loaded.sampling, loaded.network.class_names
+        self.network, self.classes = loaded.network, loaded.network.class_names
+        self.sampling = loaded.sampling.for_network(self.network)
+        self.teacher = loaded.teacher and loaded.teacher.network
         count = sum(parameter.numel() for parameter in self.network.parameters())
         source, at, commit = masked(loaded.source).partition("@")
         device = next(self.network.parameters()).device.type
-        self.about = pictures.about(count, f"{source[:60]}{at}{commit[:12]}", device, loaded.notice)
+        where = f"{source[:60]}{at}{commit[:12]}"
+        self.about = pictures.about(self.network.kind, count, where, device, loaded.notice)
         self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
         self.planes = scenes.read_planes()
         self.can_write_numbers = self.classes[:10] == CLASSES[:10]
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
         self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
-        self.whole, self.film, self.batches = map(on_gpu, (self.whole, self.film, self.batches))
+        on_device = (self.whole, self.film, self.batches, self.pairs)
+        self.whole, self.film, self.batches, self.pairs = map(on_gpu, on_device)
 
     # ---- whose turn it is
 
@@ -128,10 +132,19 @@ class Studio:
     def batches(self, function, *values):
         yield from function(self.network, *values, self.turn)
 
+    def pairs(self, function, *values):
+        yield from function(self.network, self.teacher, *values, self.turn)
+
     # ---- one checked call each; ValueError for a bad value
 
+    def how(self, steps, guidance):
+        """How to draw for a tab, which has both values."""
+        return replace(self.sampling, steps=steps, guidance=guidance).for_network(self.network)
+
     def config(self, steps=None, guidance=None):
-        return self.sampling.updated(steps=steps, guidance=guidance)
+        """How to draw for the API, whose callers may leave them out."""
+        asked = self.sampling.updated(steps=steps, guidance=guidance)
+        return self.how(asked.steps, asked.guidance)
 
     def label(self, digit) -> torch.Tensor:
         name = str(digit) if type(digit) is int else digit
@@ -143,6 +156,14 @@ class Studio:
     def compare_steps(self, digit, seed, config):
         labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
         yield from self.while_wanted(self.batches(sampling.compare_steps, labels, sampling.check_seed(seed), config))
+
+    def compare(self, digit, seed, config):
+        """The columns of the comparison, with those of a flow map's teacher above its own."""
+        if self.teacher is None:
+            yield from self.compare_steps(digit, seed, config)
+        else:
+            drawn = self.pairs(sampling.compare_kinds, self.label(digit), sampling.check_seed(seed), config)
+            yield from self.while_wanted(drawn)
 
     def labels(self, classes, count):
         return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
@@ -241,18 +262,24 @@ class Studio:
     def digit(self, subject):
         """The film of the digit that the page is about."""
         digit, seed, steps, guidance = subject
-        config = replace(self.sampling, steps=steps, guidance=guidance)
+        config = self.how(steps, guidance)
         return pictures.film(self.draw_one(digit, seed, config), [digit], [seed], config)
 
     def digit_tab(self, subject):
         with pictures.Told() as told:
             told.value = self.digit(subject)
+            told.problem = self.note(subject)
         return told.both
+
+    def note(self, subject):
+        """What to say beside the guidance where the network does not draw with it."""
+        _, _, steps, guidance = subject
+        return pictures.note("guidance", self.how(steps, guidance).note(guidance))
 
     def row(self, number, subject):
         """The film of all digits of a number."""
         _, seed, steps, guidance = subject
-        config = replace(self.sampling, steps=steps, guidance=guidance)
+        config = self.how(steps, guidance)
         labels = sampling.parse_number(pictures.plain(number))
         seeds = range(sampling.check_seed(seed, len(labels)), seed + len(labels))
         film = self.film(sampling.draw_film, labels, seeds, config)
@@ -268,11 +295,9 @@ class Studio:
         """What a link asks for: its controls and its digit, and the number that it writes."""
         subject = list(from_link(query, self.start, self.classes).values())
         number = query.get("number", "") if self.can_write_numbers else ""
-        film = {
-            **self.digit(subject),
-            "linked": True,
-        }  # news to the browser, even if it is the first one
-        return [subject, film, None, [number], *self.number_tab([number], subject)]
+        film = {**self.digit(subject), "linked": True}  # news to the browser, even if it is the first one
+        note, subject[-1] = self.note(subject), film["guidance"]
+        return [subject, film, note, [number], *self.number_tab([number], subject)]
 
     def paths_tab(self, subject):
         """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""
@@ -280,10 +305,8 @@ class Studio:
             digit, seed, _, guidance = subject
             if not (self.can_write_numbers and digit in self.planes):
                 return {"digits": []}
-            seeds, config = (
-                range(sampling.check_seed(seed, PATHS), seed + PATHS),
-                replace(self.sampling, guidance=guidance),
-            )
+            seeds = range(sampling.check_seed(seed, PATHS), seed + PATHS)
+            config = self.how(self.sampling.steps, guidance)
             return self.film(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
         return pictures.KEEP
 
@@ -291,7 +314,7 @@ class Studio:
         """Ten classes from the noise of the page."""
         with suppress(ValueError):
             _, seed, steps, guidance = subject
-            config = replace(self.sampling, steps=steps, guidance=guidance)
+            config = self.how(steps, guidance)
             return self.film(scenes.styles, [sampling.check_seed(seed)], config)
         return pictures.KEEP
 
@@ -299,9 +322,9 @@ class Studio:
         """The columns of ever more steps, each shown as soon as it is drawn."""
         with suppress(ValueError):
             digit, seed, _, guidance = subject
-            config = replace(self.sampling, guidance=guidance)
-            shown = pictures.steps([digit], seed, config)
-            for column in self.compare_steps(digit, seed, config):
+            config = self.how(self.sampling.steps, guidance)
+            shown = pictures.steps([digit], seed, config, self.teacher is not None)
+            for column in self.compare(digit, seed, config):
                 shown["columns"].append(pictures.column(*column))
                 yield shown
 
@@ -309,7 +332,7 @@ class Studio:
         """One noise whose class changes on the way, earlier and later."""
         with pictures.Told() as told:
             (other,), (digit, seed, steps, guidance) = asked, subject
-            config = replace(self.sampling, steps=steps, guidance=guidance)
+            config = self.how(steps, guidance)
             film = self.change(digit, other, seed, CHANGES, config)
             told.value = pictures.changed(film, digit, other, seed, CHANGES, config)
         return told.both
@@ -318,7 +341,7 @@ class Studio:
         """Digits between the noise of the page and that of another seed."""
         with pictures.Told() as told:
             (other,), (digit, seed, steps, guidance) = asked, subject
-            config = replace(self.sampling, steps=steps, guidance=guidance)
+            config = self.how(steps, guidance)
             film = self.morph(digit, seed, other, MORPHS, config)
             told.value = pictures.morphed(film, digit, (seed, other), MORPHS, config)
         return told.both
@@ -328,7 +351,7 @@ class Studio:
         with pictures.Told() as told:
             (noise,), (digit, seed, steps, guidance) = asked, subject
             if sketch:
-                config = replace(self.sampling, steps=steps, guidance=guidance)
+                config = self.how(steps, guidance)
                 film = self.finish(sketch, digit, seed, noise, config)
                 told.value = pictures.finished(film, digit, seed, noise, config)
         return told.both
@@ -339,7 +362,7 @@ class Studio:
             (classes, count), (_, seed, steps, guidance) = asked, subject
             if not classes:
                 raise ValueError("class is missing; choose at least one")
-            labels, config = self.labels(classes, count), replace(self.sampling, steps=steps, guidance=guidance)
+            labels, config = self.labels(classes, count), self.how(steps, guidance)
             names = [self.classes[label] for label in labels]
             told.value = pictures.sheet(
                 names, sampling.check_seed(seed, count), config, columns(count), labels.tolist()

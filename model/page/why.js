@@ -3,7 +3,7 @@
 
 {
     const AREA = 28 ** 2;
-    const {bytes, button, canvas, cell, make, paint} = digits;
+    const {bytes, button, canvas, cell, isMap, make, paint} = digits;
     const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
     const image = (data, i) => data.subarray(i * AREA, (i + 1) * AREA);
     const isDigit = name => /^\d$/.test(name);
@@ -26,6 +26,11 @@
             this.update();
         }
 
+        // Words for the kind of network that drew the data.
+        ofKind({flow, map}) {
+            return isMap(this.data) ? map : flow;
+        }
+
         get memory() {
             const name = this.id || this.localName;
             if (!remembered.has(name)) remembered.set(name, {});
@@ -34,6 +39,24 @@
     }
 
     // ---- one step
+
+    // What a step is, in words and in symbols.
+    const MOVES = {
+        flow: "One step moves every pixel a little along its arrow; then the network looks again.",
+        map: "The arrows turn on the way. This network has learned where following them ends, so one step is a jump "
+            + "to there, however far; then the network looks again.",
+    };
+    const EXACTLY = {
+        flow: "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time "
+            + "t′ after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. "
+            + "They lead to x − t·v, where every pixel would be that followed its arrow to the end. From the "
+            + "second step on, v is corrected by how it has changed since the step before, as one leans into a "
+            + "bend; only the last step goes straight again.",
+        map: "In symbols, a step is x + (t′ − t)·u(x, t, t′): the picture x, the time t, which runs from 1 to 0, the "
+            + "time t′ after the step, and u, the average velocity on the way from t to t′. The arrows show the "
+            + "opposite of u(x, t, t), the velocity at this moment, as time runs backwards. Following them, as they "
+            + "turn, leads to x − t·u(x, t, 0), where one jump to the end would land.",
+    };
 
     const figure = (picture, ...words) => make("figure", {}, picture, make("figcaption", {}, ...words));
 
@@ -63,12 +86,7 @@
                     figure(this.aim, "Where the arrows lead"),
                     make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
                 this.caption,
-                make("details", {}, make("summary", {}, "More exactly"), make("p", {},
-                    "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time "
-                    + "t′ after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. "
-                    + "They lead to x − t·v, where every pixel would be that followed its arrow to the end. From the "
-                    + "second step on, v is corrected by how it has changed since the step before, as one leans into a "
-                    + "bend; only the last step goes straight again.")),
+                make("details", {}, make("summary", {}, "More exactly"), this.exactly = make("p")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -80,7 +98,8 @@
             this.last = (count ?? times.length) - 1;
             this.words.textContent = `The picture begins as noise, like the snow on an old television. Asked for `
                 + `${named(this.data)}, the network predicts an arrow for every pixel: brighter or darker, and how `
-                + `strongly. One step moves every pixel a little along its arrow; then the network looks again.`;
+                + `strongly. ${this.ofKind(MOVES)}`;
+            this.exactly.textContent = this.ofKind(EXACTLY);
             this.go(Math.min(this.memory.i, this.last));
         }
 
@@ -105,7 +124,7 @@
 
         #words(i) {
             const {digits: [digit], guidance, steps} = this.data, name = named(this.data);
-            const plain = isDigit(digit) && guidance > 0;
+            const plain = isDigit(digit) && guidance > 0 && !isMap(this.data);
             if (i === steps) {
                 return steps === 1 && plain
                     ? "Done, in one big step. There was no second look, so the picture is blurred."
@@ -117,7 +136,8 @@
             }
             return plain
                 ? `Pure noise. Even so, the arrows already lead to ${name}, but a blurred one: many are still possible.`
-                : "Pure noise, and an arrow for every pixel.";
+                : `Pure noise, and an arrow for every pixel.${this.ofKind({
+                    flow: "", map: " Beside it is where one jump to the end would land."})}`;
         }
 
         // A triangle per pixel, up for brighter, as large as the change.
@@ -187,7 +207,7 @@
                 this.ends.children[[...this.ends.children].indexOf(event.target) + way]?.focus();
             });
             this.append(
-                make("h3", {}, "Why not in one big step?"), this.words, this.stepButtons,
+                this.heading = make("h3"), this.words, this.stepButtons,
                 make("div", {className: "why-plane"}, this.map, this.ends),
                 make("div", {className: "why-end"}, this.end, this.caption), this.note,
             );
@@ -213,7 +233,11 @@
             this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
             this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
                 + `together. Each line leads from a patch of noise to a digit, with a stop after every step.`;
-            this.note.textContent = `Dashed: where the arrows led at each stop of the chosen path. Left to `
+            this.heading.textContent = this.ofKind({
+                flow: "Why not in one big step?", map: "Can one big step do?"});
+            this.note.textContent = `Dashed: ${this.ofKind({
+                flow: "where the arrows led at each stop of the chosen path",
+                map: "where one jump would have landed from each stop of the chosen path"})}. Left to `
                 + `right: from noise to the average ${digit}. Up and down: the largest difference among real `
                 + `${digit}s.`;
             this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
@@ -254,7 +278,13 @@
             });
             [...this.stepButtons.children].forEach((one, i) => one.setAttribute("aria-pressed", i === run));
             this.caption.textContent = guidance === 0
-                ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any." : {
+                ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any."
+                : isMap(this.data) ? {
+                1: `In one step. This network has learned where a path ends, so it jumps there from the noise: to a `
+                    + `${digit} of its own, and not to the average of all.`,
+                4: `In 4 steps. After each jump the network looks again, and makes up for what the one before missed.`,
+                20: `In 20 steps. Small jumps follow the path closely: this is where the one big jump should land.`,
+            }[steps] : {
                 1: `In one step. In pure noise every ${digit} is still possible, so the arrows point to the average of `
                     + `all: a blur, and nearly the same wherever it starts.`,
                 4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `

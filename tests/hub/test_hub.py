@@ -19,7 +19,7 @@ import torch
 
 from model import sampling, weights
 from tests.hub.double import Fault, Refusal
-from tests.hub.worker import Worker, assert_sentence, environment, page
+from tests.hub.worker import Worker, assert_sentence, environment, page, save_map
 from tests.server import close, wait_until
 
 OLAH = "olah==0.5.4"
@@ -76,6 +76,31 @@ def generate(worker, where, **settings):
 
 
 # ---- what works
+
+
+def test_a_teacher_is_asked_for_beside_flow_maps_only(worker, hub, name, folders, tmp_path):
+    folder = save_map(tmp_path / "map", 3)
+    with_teacher = files(folder / "teacher")
+    (folder / "teacher").rename(tmp_path / "apart")
+    hub.model(name, files(folder))
+    there = f"from model import weights; found = weights.load({name!r}); print(found.teacher, repr(found.notice))"
+    assert worker.run(there).out == "None ''\n"
+    assert len([line for line in hub.log if "/teacher/" in line]) == 1
+    hub.log.clear()
+    hub.model(f"{name}-flow", files(folders[0]))
+    draw(worker, f"{name}-flow")
+    assert not [line for line in hub.log if "/teacher/" in line]
+
+    damaged = {**with_teacher, "model.safetensors": with_teacher["model.safetensors"][:-1] + b"!"}
+    both = {**files(folder), **{f"teacher/{file}": content for file, content in damaged.items()}}
+    hub.model(f"{name}-both", both)
+    there = there.replace(repr(name), repr(f"{name}-both"))
+    outcome = worker.run(there)
+    assert outcome.out == "None 'The network that this one was distilled from could not be loaded.'\n"
+    assert "sha256" in outcome.err
+    hub.log.clear()
+    worker.run(there)
+    assert [line for line in hub.log if "/teacher/model.safetensors" in line]  # downloaded again
 
 
 def test_a_revision_is_resolved_once_and_shown(worker, hub, name, folders):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from urllib.request import urlopen
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from model import sampling, weights
 from model.common import sha256
 from tests.hub.double import Fault, Refusal
-from tests.hub.worker import ROOT, SECRET, assert_sentence, environment, page, save_weights
+from tests.hub.worker import ROOT, SECRET, assert_sentence, environment, page, save_map, save_weights
 from tests.server import close
 
 WEIGHTS_FILES = {"README.md", "config.json", "metrics.json", "model.safetensors", "samples.png", "sampling.json"}
@@ -116,6 +117,32 @@ print(json.dumps([[torch.equal(pixels, drawn[0]) for pixels in drawn], len(drawn
     same, greys = json.loads(drawn.out.splitlines()[-1])
     assert same == [True, True, True]
     assert greys > 10  # a picture, not a blank
+
+
+def test_a_flow_map_goes_up_with_its_teacher_and_comes_back_with_it(worker, hub, tmp_path):
+    """Sent as one commit, kept in the cache, preloaded by a Space, and not left behind by the next map."""
+    folder = save_map(tmp_path / "map", 0)
+    assert publish(worker, "weights", "me/map", "--from", folder).status == 0
+    names = {"config.json", "metrics.json", "model.safetensors", "sampling.json"}
+    of_teacher = {f"teacher/{name}" for name in names}
+    sent = published(hub, "me/map")
+    assert set(sent) == {"README.md"} | names | of_teacher
+    assert all(sent[name] == (folder / name).read_bytes() for name in names | of_teacher)
+
+    kind = "print(found.teacher and found.teacher.network.kind)"
+    there = f"from model import weights; found = weights.load('me/map'); {kind}"
+    for cached in (False, True):
+        hub.log.clear()
+        assert worker.run(there).out == "velocity\n"
+        assert cached != any("/teacher/" in line for line in hub.log)
+    assert publish(worker, "space", "me/page", "--weights", "me/map").status == 0
+    front = yaml.safe_load(published(hub, "me/page", "space")["README.md"].decode().split("---")[1])
+    assert set(front["preload_from_hub"][0].split()[1].split(",")) == names | of_teacher
+
+    shutil.rmtree(folder / "teacher")
+    assert publish(worker, "weights", "me/map", "--from", folder).status == 0
+    assert set(published(hub, "me/map")) == {"README.md"} | names
+    assert worker.run(there).out == "None\n"
 
 
 # ---- what is not published, because of the folder

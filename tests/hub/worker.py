@@ -94,6 +94,16 @@ def save_weights(folder: Path, seed: int, spoil=None) -> Path:
     return folder
 
 
+def save_map(folder: Path, seed: int) -> Path:
+    """A folder with a small random flow map, and in it the teacher that it starts from."""
+    from model import weights
+    from model.flow_map import FlowMap
+
+    teacher = weights.load(str(save_weights(folder.with_name("teacher"), seed)))
+    weights.save(FlowMap.from_velocity(teacher.network), folder, teacher.sampling, {})
+    return save_weights(folder / weights.TEACHER, seed).parent
+
+
 @dataclass
 class Outcome:
     """The exit status of a piece of Python, and what it wrote."""

@@ -438,6 +438,26 @@ def test_a_table_of_steps_grows_by_columns(visit):
     assert page.get_by_role("link", name="A black image, drawn in 2 steps from the noise of seed 5").count() == 1
 
 
+def test_a_table_of_steps_has_a_row_for_each_network(visit):
+    """Only the row of the network that the page draws with opens its digits."""
+    page, pixels = visit(), torch.randint(0, 256, (2, 2, 28, 28), dtype=torch.uint8).numpy()
+    columns = [
+        {"steps": steps, "pixels": encoded(part), "milliseconds": milliseconds}
+        for steps, part, milliseconds in zip((1, 4), pixels, ([31, 1250], [62, 9]), strict=True)
+    ]
+    rows = [{"name": "flow", "calls": 2}, {"name": "map", "calls": 1, "opens": True}]
+    put(page, element("digit-steps", {"digits": ["7"], "seed": 5, "guidance": 1.5, "columns": columns, "rows": rows}))
+    drawn = [numbers(text)[0] for text in page.eval_on_selector_all("canvas", "all => all.map(shown)")]
+    assert (np.array(drawn).reshape(2, 2, 28, 28) == pixels.transpose(1, 0, 2, 3)).all()
+    cells = [cell.split() for cell in page.locator("tbody td:has(canvas)").all_inner_texts()]
+    assert [" ".join(cell) for cell in cells] == ["2 calls 31 ms", "8 calls 62 ms", "1 call 1.3 s", "4 calls 9 ms"]
+    assert page.locator("tbody th").all_inner_texts() == ["flow", "map"]
+    assert page.locator("tbody tr:last-child a").count() == page.locator("a").count() == 2
+    assert page.get_by_role("link", name="map: A 7, drawn in 4 steps from the noise of seed 5").count() == 1
+    assert page.get_by_role("img", name="flow: A 7, drawn in 1 step from the noise of seed 5").count() == 1
+    assert page.locator("tfoot").count() == 0
+
+
 # ---- files
 
 
@@ -577,13 +597,18 @@ def test_everything_fits_its_width(visit, draw, width):
     pixels = np.zeros((40, 28, 28), np.uint8)
     steps = {"digits": ["7"], "seed": 5, "guidance": 1, "time_shift": 1.6}
     column = {"steps": 1, "pixels": encoded(pixels[0]), "milliseconds": 3}
+    wide = [{"steps": 32, "pixels": encoded(pixels[:2]), "milliseconds": [99_999, 888]} for _ in range(6)]
+    rows = [{"name": "flow", "calls": 2}, {"name": "map", "calls": 1, "opens": True}]
     put(
         page,
         element("digit-film", film, "film"),
         element("digit-row", draw("190", 67, 8), "row"),
         element("digit-sheet", sheet_of(pixels, 60, columns=20), "sheet"),
         element("digit-steps", {**steps, "columns": [column]}, "steps"),
+        element("digit-steps", {**steps, "columns": wide, "rows": rows}, "kinds"),
     )
+    cells = page.eval_on_selector_all("#kinds td", "all => all.map(one => [one.scrollWidth, one.clientWidth])")
+    assert all(needed <= there for needed, there in cells)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     large, guess = (page.locator(f".digits-{name}").first.bounding_box() for name in ("large", "guess"))
     assert large["width"] == large["height"]

@@ -180,6 +180,24 @@ def test_a_film_that_is_still_drawn_goes_as_far_as_it_is(opened):
     assert np.array_equal(pictures(page)[0], NOISY[2])
 
 
+def test_a_step_of_a_flow_map_is_a_jump(opened):
+    words = {}
+    for kind in ("velocity", "flow map"):
+        page = opened(element("digit-arrows", {**FILM, "kind": kind}))
+        page.locator("summary").click()
+        words[kind] = page.locator("digit-arrows").inner_text()
+    assert "moves every pixel a little along its arrow" in words["velocity"]
+    assert "a step is x + (t′ − t)·v" in words["velocity"]
+    assert "but a blurred one" in words["velocity"]
+    assert "one step is a jump" in words["flow map"]
+    assert "a step is x + (t′ − t)·u(x, t, t′)" in words["flow map"]
+    assert "Beside it is where one jump to the end would land." in words["flow map"]
+    assert not [part for part in ("blurred", "x − t·v", "a little along") if part in words["flow map"]]
+    page = opened(element("digit-arrows", FILM))  # without a kind, as the static page sends it
+    page.locator("summary").click()
+    assert page.locator("digit-arrows").inner_text() == words["velocity"]
+
+
 # ---- many paths
 
 
@@ -210,6 +228,15 @@ def test_the_steps_are_chosen_and_the_paths_lie_where_the_data_say(opened):
         assert steps < 20 or words.endswith("every patch of noise ends at its own 8.")
         pressed = page.locator(".why-buttons [aria-pressed=true]").all_inner_texts()
         assert pressed == ["1 step" if steps == 1 else f"{steps} steps"]
+
+
+def test_a_flow_map_may_take_one_big_step(opened):
+    page = opened(element("digit-paths", {**PATHS, "kind": "flow map"}))
+    assert page.locator("h3").inner_text() == "Can one big step do?"
+    assert "Dashed: where one jump would have landed" in page.locator(".why-note").inner_text()
+    for name, words in (("1 step", "so it jumps there from the noise"), ("4 steps", "After each jump")):
+        press(page, name)
+        assert words in page.locator(".why-caption").inner_text()
 
 
 def test_a_path_is_picked_by_mouse_and_by_keyboard(opened):

@@ -160,7 +160,8 @@ class Evaluation:
             name, shifts = "time_shift", sorted({*SHIFTS, self.drawing["time_shift"]})
             points = [{"steps": steps, "time_shift": shift} for steps in SHIFT_STEPS for shift in shifts]
         else:
-            name, points = over, [{over: point} for point in {"steps": STEPS, "guidance": SCALES}[over]]
+            scales = [scale for scale in SCALES if self.samples.network.nearest_guidance(scale) == scale]
+            name, points = over, [{over: point} for point in {"steps": STEPS, "guidance": scales}[over]]
         rows = [self.row("sweeps", self.feature_metrics, count=count, **point) for point in points]
         plots.sweep(self.out / f"{over}.png", name, rows)
 
@@ -177,7 +178,14 @@ class Evaluation:
 
 
 def drawing_of(samples: GeneratedSamples | FileSamples, count: int, seed: int = 0, **asked) -> dict:
-    """The settings of a drawing: the weights' sampling defaults, updated by what is asked for; None for a file's."""
-    none = dict.fromkeys(("steps", "guidance", "time_shift"))
-    sampling = asdict(samples.sampling.updated(**asked)) if samples.sampling else none
+    """The settings of a drawing: the weights' sampling defaults, updated by what is asked for; None for a file's.
+
+    Where the network draws with another guidance, so says a line on stderr, and the settings hold that one.
+    """
+    sampling = dict.fromkeys(("steps", "guidance", "time_shift"))
+    if samples.sampling:
+        config = samples.sampling.updated(**asked).for_network(samples.network)
+        sampling = asdict(config)
+        if note := config.note(asked.get("guidance")):
+            print(note, file=sys.stderr)
     return {"count": count, "seed": seed, **sampling}

@@ -25,7 +25,7 @@ class GeneratedSamples:
         loaded = weights.load(where, device)
         recorded = loaded.metrics.get("sha256", {}).get(weights.TENSORS)  # verified while loading
         self.sha256 = recorded or sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
-        self.network, self.sampling = loaded.network, loaded.sampling
+        self.network, self.sampling = loaded.network, loaded.sampling.for_network(loaded.network)
         self.name, self.sampler = loaded.source, loaded.network.sampler
         self.available = sum(MNIST_HISTOGRAM)
         self.metrics = {key: loaded.metrics[key] for key in ("training", "sha256") if key in loaded.metrics}

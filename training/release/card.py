@@ -8,6 +8,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from model import check, weights
+from model.dit import DiT
+from model.flow_map import FlowMap
 from model.images import CLASSES
 from training.config import Config, add_options
 
@@ -71,8 +73,9 @@ def results_table(metrics: dict) -> str:
     return "\n".join(["| metric | drawn | real |", "|---|---:|---:|", *rows])
 
 
-def data_of(metrics: dict, repo: str) -> ModelCardData:
+def data_of(metrics: dict, repo: str, network: DiT) -> ModelCardData:
     """The front matter for the Hub, with one result per metric that names the extractor it was measured with."""
+    tags = ["diffusion-transformer", "rectified-flow", *["flow-map"] * isinstance(network, FlowMap)]
     results, of_mnist = [], metrics.get("training", {}).get("data", "mnist") == "mnist"
     if "evaluation" in metrics:
         drawn, _ = figures_of(metrics)
@@ -95,7 +98,7 @@ def data_of(metrics: dict, repo: str) -> ModelCardData:
         license="mit",
         pipeline_tag="unconditional-image-generation",
         datasets=["ylecun/mnist"] if of_mnist else None,
-        tags=["diffusion-transformer", "rectified-flow", "class-conditional", *["mnist"] * of_mnist],
+        tags=[*tags, "class-conditional", *["mnist"] * of_mnist],
         eval_results=results or None,
     )
 
@@ -150,13 +153,30 @@ measured the same way against the training set (for the distance to the test set
     return text + f"\n`{row['command']}`, commit `{row['commit']}`, on {row['device']}, torch {row['torch']}."
 
 
-def training(metrics: dict, parameters: int) -> str:
-    record = metrics.get("training")
+def training(metrics: dict, network: DiT) -> str:
+    record, parameters = metrics.get("training"), sum(parameter.numel() for parameter in network.parameters())
+    how = STAGES if isinstance(network, FlowMap) else "trained with rectified flow."
     text = f"""## Training
 
 A Diffusion Transformer with separate streams for image and class and {parameters / 1e6:.1f} million parameters,
-trained with rectified flow."""
+{how}"""
     return f"{text}\n{recipe(record)}" if record else text
+
+
+STAGES = """made in two stages. First flow matching taught a network the velocity from noise to image, which takes many
+small steps to follow. Then distillation turned it into a flow map, which jumps from any point of the path to any later
+one, with the guidance scale as an input, so that a step is a single network call and one to four steps are enough."""
+
+
+def teacher(repo: str) -> str:
+    return f"""## Teacher
+
+The velocity network that this flow map was distilled from is in the folder `{weights.TEACHER}/`, ready to draw with:
+
+```sh
+hf download {repo or "USER/NAME"} --local-dir digits-weights
+python app.py --weights digits-weights/{weights.TEACHER}
+```"""
 
 
 def recipe(record: dict) -> str:
@@ -173,7 +193,8 @@ commit `{record["commit"]}`.
     if is_default(record["command"]):
         text += "\n\nThese settings are the trainer's defaults by now: `python -m training.train` is the same recipe."
     if before := record.get("initialized_from"):
-        return f"{recipe(before)}\n\nInitialized from those weights: another {text}"
+        how = "Distilled" if "training.distill" in record["command"] else "Initialized"
+        return f"{recipe(before)}\n\n{how} from those weights: another {text}"
     return text
 
 
@@ -183,11 +204,13 @@ def is_default(command: str) -> bool:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     add_options(parser)
     try:
-        words = shlex.split(command)[3:]
+        _, _, module, *words = shlex.split(command)
         config = Config(**vars(parser.parse_known_args(words)[0]))
     except (ValueError, argparse.ArgumentError):
         return False
-    return bool(words) and "--preset" not in words and config.recipe() == Config().recipe()
+    return (
+        bool(words) and module == "training.train" and "--preset" not in words and config.recipe() == Config().recipe()
+    )
 
 
 LIMITS = """## Limitations
@@ -211,8 +234,7 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
     if repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"--repo must be USER/NAME, not {repo!r}")
     loaded = weights.read(folder)
-    metrics, parameters = loaded.metrics, sum(parameter.numel() for parameter in loaded.network.parameters())
-    names = loaded.network.class_names
+    metrics, names = loaded.metrics, loaded.network.class_names
     shown = {
         name: f"## {title}\n\n![{text}]({name})\n\n{text}"
         for name, title, text in PICTURES
@@ -231,8 +253,11 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
         ),
         results(metrics) if "evaluation" in metrics else "",
         *shown.values(),
-        training(metrics, parameters),
+        training(metrics, loaded.network),
+        teacher(repo) if (folder / weights.TEACHER).is_dir() else "",
         LIMITS if names == CLASSES else "## License\n\nMIT.",
     ]
     body = "\n\n".join(part for part in parts if part)
-    return ModelCard(f"---\n{data_of(metrics, repo).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False)
+    return ModelCard(
+        f"---\n{data_of(metrics, repo, loaded.network).to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=False
+    )

@@ -26,13 +26,14 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from model import hub, weights
 from model.common import python
+from model.flow_map import FlowMap
 from model.sampling import states
 from model.web import site
 from training.release.card import PICTURES, results_table
 
 ROOT = Path(__file__).parent.parent.parent
 CARD = "README.md"
-OPTIONAL = (weights.SAMPLING, CARD, *(name for name, *_ in PICTURES))
+OPTIONAL = (weights.SAMPLING, CARD, *(name for name, *_ in PICTURES), *weights.OF_TEACHER)
 OF_WEIGHTS = (*weights.FILES, *OPTIONAL)
 OF_SPACE = (
     "app.py",
@@ -96,25 +97,32 @@ def tracked_files(folder: Path) -> set[str] | None:
 
 
 def check(folder: Path) -> None:
-    """Raise ValueError or OSError for weights not fit to publish: damaged, with another's metrics, or drawing
-    non-finite images."""
+    """Raise ValueError or OSError for weights not fit to publish, or with such a teacher: damaged, with another's
+    metrics, or drawing non-finite images."""
     loaded = weights.read(folder)
-    metrics = loaded.metrics
+    check_loaded(loaded, folder)
+    if (folder / weights.TEACHER).is_dir():
+        if not isinstance(loaded.network, FlowMap):
+            raise ValueError(f"{weights.TEACHER}/ is there, but these are not weights of a flow map; remove it")
+        check_loaded(weights.read_teacher(folder, loaded.network), folder / weights.TEACHER, f"{weights.TEACHER}/")
+
+
+def check_loaded(loaded: weights.Weights, folder: Path, part: str = "") -> None:
+    """`check` for the weights of one folder, whose files the errors name with `part` before them."""
+    metrics, named = loaded.metrics, part + weights.METRICS
     if weights.TENSORS not in metrics.get("sha256", {}):
-        raise ValueError(f"{weights.METRICS} does not name by sha256 the weights it belongs to; train them again")
+        raise ValueError(f"{named} does not name by sha256 the weights it belongs to; train them again")
     evaluation = [metrics["evaluation"]] if "evaluation" in metrics else []
     measured = [*evaluation, *metrics.get("sweeps", []), *metrics.get("cas", [])]
     if any(row.get("settings", {}).get("sha256") != metrics["sha256"][weights.TENSORS] for row in measured):
-        raise ValueError(
-            f"{weights.METRICS} holds figures of other weights; measure again: {python('-m', 'training.evaluate')}"
-        )
+        raise ValueError(f"{named} holds figures of other weights; measure again: {python('-m', 'training.evaluate')}")
     card = folder / CARD
     if card.exists() and results_table(metrics) not in card.read_text(encoding="utf-8"):
         raise ValueError(
             f"{CARD} does not show the figures in {weights.METRICS}; write it again: {python('-m', 'training.card')}"
         )
     if not draws(loaded):
-        raise ValueError(f"the network in {weights.TENSORS} draws images that are not finite; train it again")
+        raise ValueError(f"the network in {part}{weights.TENSORS} draws images that are not finite; train it again")
 
 
 def draws(loaded: weights.Weights) -> bool:
@@ -231,7 +239,7 @@ def send_weights(folder: Path, repo: str, private: bool, branch: str | None, pul
             ask(api.create_repo, repo, private=private or None)
         if branch:
             ask(api.create_branch, repo, branch=branch, exist_ok=True)
-        return push(folder, repo, "model", branch, pull_request)
+        return push(folder, repo, "model", branch, pull_request, replaced=f"{weights.TEACHER}/")
 
 
 def send_space(folder: Path, repo: str, source: str, private: bool, hardware: str | None) -> None:

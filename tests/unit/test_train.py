@@ -342,6 +342,7 @@ def test_options_of_the_ablations_survive_a_resume(go, tmp_path):
     state["config"] = {name: value for name, value in state["config"].items() if name not in changed}
     checkpoint.save(tmp_path / "runs/b", state)
     assert go("--resume", "runs/b") == 0
+    assert [row["step"] for row in rows(tmp_path / "runs/b/history.jsonl")] == [0, 2]
 
 
 def test_interrupted_run_prints_how_to_continue(go, capsys):

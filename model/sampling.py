@@ -158,8 +158,8 @@ class Film:
 
     times: list[float]
     noisy: torch.Tensor  # x_t
-    predicted: torch.Tensor  # the image predicted at t
-    velocity: torch.Tensor  # v, mid-grey is 0; uint8 [steps, N, 28, 28]
+    predicted: torch.Tensor | None  # the image predicted at t; None where a flow map was not asked for it
+    velocity: torch.Tensor | None  # v, mid-grey is 0; uint8 [steps, N, 28, 28]
     kind: str  # of the network that drew it
 
     @property
@@ -181,6 +181,13 @@ def draw_film(
     return film(network, states(network, labels, seeds, sampling, turn, film=True))
 
 
+def draw_row(
+    network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
+) -> Film:
+    """As `draw_film`, for digits that are shown without their predicted images, which cost a flow map more calls."""
+    return film(network, states(network, labels, seeds, sampling, turn))
+
+
 def change_class(
     network: DiT,
     label: int,
@@ -199,7 +206,7 @@ def change_class(
     at = torch.tensor([check.number("switch time", t, 0, 1) for t in at], device=device)
     before, after = (torch.full((len(at),), value, device=device) for value in (label, other))
     noise = flow.noise([seed]).expand(len(at), -1, -1, -1)
-    return film(network, states_from(network, noise, flow.switched(before, after, at), sampling, turn, film=True))
+    return film(network, states_from(network, noise, flow.switched(before, after, at), sampling, turn))
 
 
 def morph(
@@ -213,7 +220,7 @@ def morph(
 ) -> Film:
     """`count` digits of one class, from the noise of one seed to that of another in equal angles."""
     noise = flow.slerp(*flow.noise([seed, other_seed]).split(1), torch.linspace(0, 1, count))
-    return film(network, states_from(network, noise, torch.full((count,), label), sampling, turn, film=True))
+    return film(network, states_from(network, noise, torch.full((count,), label), sampling, turn))
 
 
 def finish(
@@ -247,9 +254,11 @@ def film(network: DiT, path: Iterable[flow.State]) -> Film:
         return torch.stack([images.to_pixels(picture, mean, std).cpu() for picture in pictures])
 
     noisy = pixels([state.x for state in path], network.pixel_mean, network.pixel_std)
-    predicted = pixels([state.image for state in path], network.pixel_mean, network.pixel_std)
-    v = [torch.zeros_like(state.x) if state.v is None else state.v for state in path]
-    velocity = pixels(v, 0.5, 1 / 6)[:-1]  # ±3 standard deviations map to black and white
+    predicted = velocity = None
+    if all(state.image is not None for state in path):
+        predicted = pixels([state.image for state in path], network.pixel_mean, network.pixel_std)
+        v = [torch.zeros_like(state.x) if state.v is None else state.v for state in path]
+        velocity = pixels(v, 0.5, 1 / 6)[:-1]  # ±3 standard deviations map to black and white
     return Film([state.t for state in path], noisy, predicted, velocity, network.kind)
 
 

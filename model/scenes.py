@@ -15,7 +15,7 @@ import torch
 
 from model import images
 from model.dit import DiT
-from model.sampling import SamplingConfig, Turn, draw_film, states
+from model.sampling import SamplingConfig, Turn, draw_row, states
 
 PLANES = Path(__file__).parent / "page" / "plane.json"  # written by `python -m training.measure.plane`
 STEP_COUNTS = (1, 4, 20)  # of the paths
@@ -82,7 +82,7 @@ def styles(network: DiT, seeds: Sequence[int], sampling: SamplingConfig, turn: T
     It keeps `FRAMES` of the states, and of those only x_t.
     """
     labels = torch.arange(min(10, len(network.class_names)))
-    films = [draw_film(network, labels, [seed] * len(labels), sampling, turn) for seed in seeds]
+    films = [draw_row(network, labels, [seed] * len(labels), sampling, turn) for seed in seeds]
     kept = films[0].frames(FRAMES)
     noisy = torch.cat([film.noisy[kept] for film in films], 1)  # [FRAMES, N, 28, 28]
     names = labels.tolist() * len(seeds)

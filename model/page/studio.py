@@ -150,8 +150,8 @@ class Studio:
         name = str(digit) if type(digit) is int else digit
         return torch.tensor([sampling.label(name, self.classes)])
 
-    def draw_one(self, digit, seed, config):
-        return self.whole(sampling.draw_film, self.label(digit), [sampling.check_seed(seed)], config)
+    def draw_one(self, digit, seed, config, draw=sampling.draw_film):
+        return self.whole(draw, self.label(digit), [sampling.check_seed(seed)], config)
 
     def compare_steps(self, digit, seed, config):
         labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
@@ -196,7 +196,7 @@ class Studio:
     ) -> list[list[int]]:
         """One digit ("0" to "9", "black", "white") from the noise of a seed: 28 rows of 28 pixels, 0 black to 255
         white."""
-        return self.draw_one(digit, seed, self.config(steps, guidance)).digits[0].tolist()
+        return self.draw_one(digit, seed, self.config(steps, guidance), sampling.draw_row).digits[0].tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
@@ -282,7 +282,7 @@ class Studio:
         config = self.how(steps, guidance)
         labels = sampling.parse_number(pictures.plain(number))
         seeds = range(sampling.check_seed(seed, len(labels)), seed + len(labels))
-        film = self.film(sampling.draw_film, labels, seeds, config)
+        film = self.film(sampling.draw_row, labels, seeds, config)
         return pictures.row(film, [self.classes[label] for label in labels], config, seeds=list(seeds))
 
     def number_tab(self, asked, subject):

@@ -142,6 +142,28 @@ def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     assert torch.equal(unpacked(shown["columns"][1]["pixels"]), drawn(alone.network, 3, 7, 4, 0.5))
 
 
+def test_only_what_is_shown_takes_more_than_one_call_a_step(map_weights, monkeypatch):
+    studio, calls = Studio(weights.load(str(map_weights))), []
+    velocity = studio.network.velocity
+    monkeypatch.setattr(studio.network, "velocity", lambda *inputs: calls.append(1) or velocity(*inputs))
+
+    def of(call) -> int:
+        calls.clear()
+        call()
+        return len(calls)
+
+    assert of(lambda: studio.digit_tab(["7", 5, 4, 2.0])) == 3 * 4 - 1  # the last jump ends where its prediction is
+    rows = (
+        lambda: studio.number_tab(["42"], ["7", 5, 4, 2.0]),
+        lambda: studio.draw_api("7", 5, 4, 2.0),
+        lambda: studio.change_tab(["8"], ["7", 5, 4, 2.0]),
+        lambda: studio.morph_tab([6], ["7", 5, 4, 2.0]),
+        lambda: studio.styles_tab(["7", 5, 4, 2.0]),
+        lambda: list(studio.sheet_tab(["7", 3], ["7", 5, 4, 2.0])),
+    )
+    assert [of(call) for call in rows] == [4] * 6
+
+
 def test_the_benchmark_draws_a_map_plainly(small_map):
     labels, config = torch.arange(3), SamplingConfig(4)
     found = torch.cat(list(draw(small_map, labels, 5, config)))

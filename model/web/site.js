@@ -3,6 +3,7 @@
 
 import { timeGrid, toPixels } from "./flow.js";
 import { noise } from "./noise.js";
+import { KINDS } from "./weights.js";
 
 const AREA = 28 * 28;
 const PATIENCE = 300; // milliseconds without a new picture after which an outdated drawing may end
@@ -16,7 +17,7 @@ const $ = id => document.getElementById(id);
 const settings = JSON.parse($("settings").textContent), {most} = settings;
 const asked = new URLSearchParams(location.search);
 
-let {classes, sampling} = settings; // those of the weights that draw
+let {kind, classes, sampling} = settings; // those of the weights that draw
 let repository = ""; // of other weights on the Hub, from the link
 let tab = "digit";
 
@@ -96,7 +97,8 @@ function emptyFilm({digits, seeds, steps, guidance}) {
 }
 
 // Draw digits from noise to image, each engine its share: the film, or null when something newer has dropped it.
-// `onGrowth` hears of every state that all engines have reached.
+// `onGrowth` hears of every state that all engines have reached. What is predicted on the way and the velocity, which
+// cost a flow map more, are there if it is `wanted` as a `film`.
 async function drawFilm(engines, wanted, onGrowth = () => {}) {
     const film = emptyFilm(wanted), {digits, seeds, steps, guidance, time_shift} = film, count = digits.length;
     const share = Math.ceil(count / engines.length), reached = new Array(Math.ceil(count / share)).fill(0);
@@ -104,11 +106,11 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
     const parts = reached.map((_, part) => {
         const begin = part * share, end = begin + share;
         const labels = digits.slice(begin, end).map(name => classes.indexOf(name));
-        const its = {labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift, alone};
+        const its = {labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift, film: wanted.film, alone};
         return engines[part].draw(its, state => {
             const at = (state.i * count + begin) * AREA;
             film.noisy.set(state.x, at);
-            film.predicted.set(state.predicted, at);
+            if (state.predicted) film.predicted.set(state.predicted, at);
             if (state.velocity) film.velocity.set(state.velocity, at);
             reached[part] = state.i + 1;
             if (Math.min(...reached) === film.count) return;
@@ -124,10 +126,11 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
 const field = name => document.querySelector(`input[name=${name}]:is(:checked, [type=number], [type=text])`);
 const slider = name => document.querySelector(`[data-for=${name}]`);
 
-// The one subject of the page: class, seed, steps and guidance.
+// The one subject of the page: class, seed, steps, the guidance that is drawn with, and the one asked for.
 const subject = () => ({
     digit: field("digit").value,
-    seed: +field("seed").value, steps: +field("steps").value, guidance: +field("guidance").value,
+    seed: +field("seed").value, steps: +field("steps").value,
+    guidance: KINDS[kind].nearestGuidance(+field("guidance").value), asked: +field("guidance").value,
 });
 
 function level(name) {
@@ -203,6 +206,13 @@ function fillControls() {
 const elements = Object.fromEntries(["film", "arrows", "columns", "styles", "row", "sheet"].map(id => [id, $(id)]));
 
 const say = text => $("news").textContent = text;
+
+// Say what has been drawn, and if it is not quite what was asked for.
+function sayDrawn(text, {guidance, asked}) {
+    say(`${text}.` + (guidance === asked ? ""
+        : ` Drawn at guidance ${guidance}: this network knows no weaker guidance.`));
+}
+
 const fail = error => $("failure").textContent = `${error.message}.`;
 const since = began => `${((performance.now() - began) / 1000).toFixed(2)} s`;
 const named = ({digit, seed, guidance}) => `${guidance === 0 ? "Any class" : digits.named(digit)} from seed ${seed}`;
@@ -244,7 +254,7 @@ function filmOf(wanted) {
     const {film} = elements.film, grown = film => elements.film.film = film;
     const isThere = film && film.count === film.times.length && film.digits[0] === wanted.digit
         && film.seeds[0] === wanted.seed && film.steps === wanted.steps && film.guidance === wanted.guidance;
-    return isThere ? film : drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed]}, grown);
+    return isThere ? film : drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed], film: true}, grown);
 }
 
 // Draw the digit; where a value is being `dragged`, the finished picture changes in place.
@@ -260,7 +270,7 @@ async function drawDigit(dragged = false) {
         if (!await filmOf(wanted)) return;
         Object.assign(digit, {busy: false, shown: performance.now()});
         $("heading").textContent = named(wanted);
-        say(`${digits.alt(wanted)}, in ${since(began)}.`);
+        sayDrawn(`${digits.alt(wanted)}, in ${since(began)}`, wanted);
         follow(wanted);
         if (digit.waiting) drawDigit(true);
     } catch (error) {
@@ -307,7 +317,7 @@ async function explain() {
         const styles = await drawFilm(engines, {...wanted, digits: ten, seeds: seeds(ten)});
         if (isOld(styles)) return;
         elements.styles.film = few(styles);
-        say(`${named(wanted)}, in ${settings.stepCounts.join(", ")} steps.`);
+        sayDrawn(`${named(wanted)}, in ${settings.stepCounts.join(", ")} steps`, wanted);
         follow(wanted);
     } catch (error) {
         fail(error);
@@ -341,7 +351,7 @@ async function writeNumber() {
     try {
         if (!await drawFilm(await team(), {...wanted, digits: names, seeds}, grown)) return;
         written = number;
-        say(`${number}, drawn in ${since(began)}.`);
+        sayDrawn(`${number}, drawn in ${since(began)}`, wanted);
         follow(wanted);
     } catch (error) {
         fail(error);
@@ -353,7 +363,7 @@ const sheet = {running: false, newest: 0};
 async function drawSheet() {
     const chosen = [...document.querySelectorAll("[name=classes]:checked")].map(({value}) => value);
     if (!problem("classes", chosen.length ? "" : "Choose at least one class.") || !fits("count")) return;
-    const total = +field("count").value, {seed, steps, guidance} = subject(), began = performance.now();
+    const total = +field("count").value, wanted = subject(), {seed, steps, guidance} = wanted, began = performance.now();
     if (!ready(total)) return;
     stopSheet();
     const mine = ++sheet.newest, names = Array.from({length: total}, (_, i) => chosen[i % chosen.length]);
@@ -386,7 +396,7 @@ async function drawSheet() {
     try {
         show();
         await Promise.all((await withHelpers()).map(work));
-        if (mine === sheet.newest) say(`${total} digits, drawn in ${since(began)}.`);
+        if (mine === sheet.newest) sayDrawn(`${total} digits, drawn in ${since(began)}`, wanted);
     } catch (error) {
         fail(error);
     } finally {
@@ -525,7 +535,7 @@ function onHub(name) {
 async function loadForeign(name) {
     try {
         const {config, sampling: defaults} = await load(onHub(name));
-        [classes, sampling, repository] = [config.class_names, defaults, name];
+        [kind, classes, sampling, repository] = [config.kind, config.class_names, defaults, name];
         fillControls();
     } catch (error) {
         $("notice").textContent = "Drawn with the weights of this page, because " +

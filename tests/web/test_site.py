@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 
 from model import images, sampling, weights
 from model.dit import DiT
+from model.flow_map import FlowMap
 from model.flow import noise
 from model.web import site
 from tests.server import serve_files, wait_until
@@ -21,13 +22,13 @@ expect.set_options(timeout=60_000)
 LETTERS = [f"letter {name}" for name in "abcdefg"]
 
 
-def save(folder: Path, seed: int = 0, **shape) -> weights.Weights:
+def save(folder: Path, seed: int = 0, network: type[DiT] = DiT, steps: int = 6, **shape) -> weights.Weights:
     """A folder of weights of a small random network; returns them as Python draws with them, in float32."""
     torch.manual_seed(seed)
-    network = DiT(width=32, depth=2, heads=2, **shape)
+    network = network(width=32, depth=2, heads=2, **shape)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    weights.save(network, folder, sampling.SamplingConfig(steps=6, guidance=1.5), {})
+    weights.save(network, folder, sampling.SamplingConfig(steps=steps, guidance=1.5), {})
     return weights.load(str(folder), dtype=torch.float32)
 
 
@@ -416,6 +417,47 @@ def test_a_sheet_needs_a_class_and_room_for_its_seeds(page):
     page.click("text=Draw the sheet")
     expect(page.locator("[data-field=seed] .problem")).to_have_text("Seed must be a whole number from 0 to 2147483548.")
     expect(page.locator("[data-field=classes] .problem")).to_be_empty()
+
+
+# ---- a flow map
+
+
+@pytest.fixture(scope="module")
+def flow_map(tmp_path_factory) -> weights.Weights:
+    return save(tmp_path_factory.mktemp("map") / "weights", network=FlowMap, steps=3)
+
+
+@pytest.fixture(scope="module")
+def map_address(flow_map, tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("map") / "page"
+    site.export(flow_map.source, folder)
+    with serve_files(folder) as address:
+        yield f"{address}/"
+
+
+def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map_address, flow_map):
+    with visit(chromium, f"{map_address}?guidance=0.5") as (page, open):
+        open()
+        said = settle(page, "A 7, drawn in 3 steps")
+        assert said.endswith("Drawn at guidance 1: this network knows no weaker guidance.")
+        assert query(page) == "?digit=7&seed=67&steps=3&guidance=1"
+        assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=1))
+        film = sampling.draw_film(flow_map.network, torch.tensor([7]), [67], flow_map.sampling.updated(guidance=1))
+        for name in ("predicted", "velocity"):  # they cost forwards of their own
+            shown = page.evaluate("name => Array.from(document.getElementById('film').film[name])", name)
+            assert_same(np.array(shown).reshape(-1, 28, 28), getattr(film, name)[:, 0].numpy().astype(int))
+        page.click("#tab-numbers")
+        page.fill("[name=count]", "3")
+        page.click("text=Draw the sheet")
+        assert settle(page, "3 digits, drawn").endswith("this network knows no weaker guidance.")
+        assert_same(drawn(page, "sheet"), expected(flow_map, list("012"), range(67, 70), guidance=1))
+        page.evaluate("document.querySelector('details').open = true")
+        page.fill("[name=guidance]", "2")
+        page.click("#tab-digit")
+        said = settle(page, "A 7, drawn in 3 steps")
+        wait_until(lambda: query(page).endswith("guidance=2"), 60, "the guidance is drawn")
+        assert "weaker" not in page.locator("#news").inner_text()
+        assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=2))
 
 
 # ---- weights that cannot be used, and weights of others

@@ -4,9 +4,11 @@
 import { timeGrid, toPixels } from "./flow.js";
 import { noise } from "./noise.js";
 import { KINDS } from "./weights.js";
+import "./walk.js";
 
 const AREA = 28 * 28;
 const PATIENCE = 300; // milliseconds without a new picture after which an outdated drawing may end
+const WALKING_STEPS = 4; // at most, so that the digit keeps up with the hand
 const HELPERS = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1)); // engines beside the first
 const HUB = "https://huggingface.co/";
 const REPOSITORY = /^(\w[\w.-]*\/\w[\w.-]*)(?:@(\w[\w./-]*))?$/; // as in model/hub.py
@@ -195,6 +197,7 @@ function fillControls() {
     $("number-hint").textContent =
         `1 to ${most.number} digits, each from its own seed; dots and dashes are ignored.`;
     $("blank").hidden = !classes.includes("black");
+    $("tab-walk").hidden = kind !== "flow map"; // other networks are too slow for it
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     set({digit, seed: start.seed, ...sampling});
     set(Object.fromEntries(asked));
@@ -203,7 +206,7 @@ function fillControls() {
 
 // ---- what is said, and the address
 
-const elements = Object.fromEntries(["film", "arrows", "columns", "styles", "row", "sheet"].map(id => [id, $(id)]));
+const elements = Object.fromEntries(["film", "arrows", "columns", "styles", "row", "sheet", "stroll"].map(id => [id, $(id)]));
 
 const say = text => $("news").textContent = text;
 
@@ -224,7 +227,8 @@ digits.link = digit => linkOf(digit) + (repository ? `&weights=${repository}` : 
 // Make the address bar show what has been drawn.
 function follow(shown) {
     $("failure").textContent = "";
-    const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "");
+    const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "")
+        + (tab === "walk" ? `&walk=${elements.stroll.place}` : "");
     try {
         history.replaceState(null, "", link);
     } catch { /* not in every frame */ }
@@ -254,7 +258,8 @@ function filmOf(wanted) {
     const {film} = elements.film, grown = film => elements.film.film = film;
     const isThere = film && film.count === film.times.length && film.digits[0] === wanted.digit
         && film.seeds[0] === wanted.seed && film.steps === wanted.steps && film.guidance === wanted.guidance;
-    return isThere ? film : drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed], film: true}, grown);
+    const one = {...wanted, digits: [wanted.digit], seeds: [wanted.seed], film: true};
+    return isThere ? film : drawFilm([first], one, grown);
 }
 
 // Draw the digit; where a value is being `dragged`, the finished picture changes in place.
@@ -289,6 +294,33 @@ function showNoise() {
     elements.film.film = film;
     $("heading").textContent = named(wanted);
 }
+
+// ---- tab Walk
+
+// The digit at the point between four noises, and the corners; two engines draw in turn.
+function walk() {
+    const {stroll} = elements, {time_shift} = sampling;
+    if (!ready(4)) return stroll.end();
+    const wanted = subject(), {digit, seed, guidance} = wanted, steps = Math.min(wanted.steps, WALKING_STEPS);
+    const seeds = [0, 1, 2, 3].map(i => seed + i), labels = [classes.indexOf(digit)];
+    const draw = async (engine, noise) => {
+        let newest;
+        await engine.ready;
+        const isDone = await engine.draw({labels, noise, steps, guidance, time_shift}, ({x}) => newest = x);
+        return isDone && newest;
+    };
+    const alt = guidance === 0 ? "An image of any class" : `The ${digits.named(digit)}`;
+    const engines = [first, ...sheet.running ? [] : helpers.slice(0, 1)];
+    stroll.begin({seeds, noises: seeds.map(noise), alt, engines, draw, fail});
+    $("heading").textContent = named(wanted);
+}
+
+$("stroll").addEventListener("digit-walk", ({detail: {rate}}) => {
+    const wanted = subject(), steps = Math.min(wanted.steps, WALKING_STEPS);
+    const text = `${digits.alt({...wanted, steps}).replace(/ from .*/, "")} between four noises`;
+    sayDrawn(rate > 1.5 ? `${text}: ${rate.toFixed(0)} digits a second` : text, wanted);
+    follow(wanted);
+});
 
 // ---- tab Why it works
 
@@ -363,7 +395,8 @@ const sheet = {running: false, newest: 0};
 async function drawSheet() {
     const chosen = [...document.querySelectorAll("[name=classes]:checked")].map(({value}) => value);
     if (!problem("classes", chosen.length ? "" : "Choose at least one class.") || !fits("count")) return;
-    const total = +field("count").value, wanted = subject(), {seed, steps, guidance} = wanted, began = performance.now();
+    const wanted = subject(), {seed, steps, guidance} = wanted, began = performance.now();
+    const total = +field("count").value;
     if (!ready(total)) return;
     stopSheet();
     const mine = ++sheet.newest, names = Array.from({length: total}, (_, i) => chosen[i % chosen.length]);
@@ -426,6 +459,7 @@ let loaded = false;
 function draw(dragged = false) {
     if (!loaded) return showNoise();
     if (tab === "digit") drawDigit(dragged);
+    else if (tab === "walk") walk();
     else if (tab === "why") explain();
     else if (written) writeNumber();
     else ready();
@@ -440,6 +474,7 @@ function openTab(name) {
     }
     tab = name;
     explanation++; // nobody looks at it any more
+    elements.stroll.end();
 }
 
 $("panel").addEventListener("input", ({target}) => {
@@ -474,7 +509,7 @@ $("another").onclick = () => {
 };
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
-for (const [i, button] of tabs.entries()) {
+for (const button of tabs) {
     button.onclick = () => {
         if (button.id === `tab-${tab}`) return;
         openTab(button.id.slice(4));
@@ -482,10 +517,11 @@ for (const [i, button] of tabs.entries()) {
         draw();
     };
     button.onkeydown = ({key}) => {
-        const to = {ArrowLeft: i - 1, ArrowRight: (i + 1) % tabs.length, Home: 0, End: -1}[key];
+        const there = tabs.filter(tab => !tab.hidden), at = there.indexOf(button);
+        const to = {ArrowLeft: at - 1, ArrowRight: (at + 1) % there.length, Home: 0, End: -1}[key];
         if (to === undefined) return;
-        tabs.at(to).click();
-        tabs.at(to).focus();
+        there.at(to).click();
+        there.at(to).focus();
     };
 }
 
@@ -562,6 +598,11 @@ async function start() {
         field("number").value = asked.get("number");
         openTab("numbers");
         await writeNumber();
+    } else if (asked.has("walk") && !$("tab-walk").hidden) {
+        const place = asked.get("walk").split(",").map(Number);
+        if (place.length === 2 && place.every(Number.isFinite)) elements.stroll.place = place;
+        openTab("walk");
+        walk();
     } else await drawDigit();
 }
 

@@ -7,7 +7,8 @@ import {FlowMap} from "./flow_map.js";
 
 const CONFIG = "config.json", TENSORS = "model.safetensors", METRICS = "metrics.json", SAMPLING = "sampling.json";
 export const KINDS = {velocity: DiT, "flow map": FlowMap}; // what `kind` in config.json may be
-const NETWORK = {kind: "velocity", width: 256, depth: 3, heads: 4, patch: 2, classes: 12, pixel_mean: 0.5, pixel_std: 0.3081};
+const NETWORK = {kind: "velocity", width: 256, depth: 3, heads: 4, patch: 2, classes: 12};
+Object.assign(NETWORK, {pixel_mean: 0.5, pixel_std: 0.3081});
 const DRAWING = {steps: 20, guidance: 1, time_shift: 1.63206};
 const MOVED = {time_shift: "time_shift", default_guidance: "guidance"}; // out of config.json, into sampling.json
 const CLASSES = [..."0123456789", "black", "white"];

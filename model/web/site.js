@@ -92,7 +92,7 @@ async function team() {
 function emptyFilm({digits, seeds, steps, guidance}) {
     const size = digits.length * AREA, {time_shift} = sampling;
     return {
-        digits, seeds, steps, guidance, time_shift, times: timeGrid(steps, time_shift), count: 0,
+        digits, seeds, steps, guidance, time_shift, kind, times: timeGrid(steps, time_shift), count: 0,
         noisy: new Uint8Array((steps + 1) * size), predicted: new Uint8Array((steps + 1) * size),
         velocity: new Uint8Array(steps * size),
     };
@@ -206,14 +206,15 @@ function fillControls() {
 
 // ---- what is said, and the address
 
-const elements = Object.fromEntries(["film", "arrows", "columns", "styles", "row", "sheet", "stroll"].map(id => [id, $(id)]));
+const names = ["film", "arrows", "columns", "styles", "row", "sheet", "stroll"];
+const elements = Object.fromEntries(names.map(id => [id, $(id)]));
 
 const say = text => $("news").textContent = text;
 
-// Say what has been drawn, and if it is not quite what was asked for.
+// Say what has been drawn, and where it was not at the guidance asked for.
 function sayDrawn(text, {guidance, asked}) {
-    say(`${text}.` + (guidance === asked ? ""
-        : ` Drawn at guidance ${guidance}: this network knows no weaker guidance.`));
+    const note = `Drawn at guidance ${guidance}: this network knows no guidance between 0 and ${guidance}.`;
+    say(guidance === asked ? `${text}.` : `${text}. ${note}`);
 }
 
 const fail = error => $("failure").textContent = `${error.message}.`;
@@ -312,7 +313,6 @@ function walk() {
     const alt = guidance === 0 ? "An image of any class" : `The ${digits.named(digit)}`;
     const engines = [first, ...sheet.running ? [] : helpers.slice(0, 1)];
     stroll.begin({seeds, noises: seeds.map(noise), alt, engines, draw, fail});
-    $("heading").textContent = named(wanted);
 }
 
 $("stroll").addEventListener("digit-walk", ({detail: {rate}}) => {

@@ -77,7 +77,8 @@ class DigitWalk extends HTMLElement {
     begin(scene) {
         this.#scene = {...scene, waiting: [0, 1, 2, 3]}; // corners
         this.names.forEach((name, i) => name.textContent = `seed ${scene.seeds[i]}`);
-        this.corners.forEach((corner, i) => corner.setAttribute("aria-label", `${scene.alt} of seed ${scene.seeds[i]}`));
+        this.corners.forEach((corner, i) =>
+            corner.setAttribute("aria-label", `${scene.alt} of seed ${scene.seeds[i]}`));
         this.large.setAttribute("aria-label", `${scene.alt} between the noises of the seeds ${scene.seeds.join(", ")}`);
         this.#draw();
     }

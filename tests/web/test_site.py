@@ -438,7 +438,7 @@ def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map
     with visit(chromium, f"{map_address}?guidance=0.5") as (page, open):
         open()
         said = settle(page, "A 7, drawn in 3 steps")
-        assert said.endswith("Drawn at guidance 1: this network knows no weaker guidance.")
+        assert said.endswith("Drawn at guidance 1: this network knows no guidance between 0 and 1.")
         assert query(page) == "?digit=7&seed=67&steps=3&guidance=1"
         assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=1))
         film = sampling.draw_film(flow_map.network, torch.tensor([7]), [67], flow_map.sampling.updated(guidance=1))
@@ -448,14 +448,14 @@ def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map
         page.click("#tab-numbers")
         page.fill("[name=count]", "3")
         page.click("text=Draw the sheet")
-        assert settle(page, "3 digits, drawn").endswith("this network knows no weaker guidance.")
+        assert settle(page, "3 digits, drawn").endswith("this network knows no guidance between 0 and 1.")
         assert_same(drawn(page, "sheet"), expected(flow_map, list("012"), range(67, 70), guidance=1))
         page.evaluate("document.querySelector('details').open = true")
         page.fill("[name=guidance]", "2")
         page.click("#tab-digit")
         said = settle(page, "A 7, drawn in 3 steps")
         wait_until(lambda: query(page).endswith("guidance=2"), 60, "the guidance is drawn")
-        assert "weaker" not in page.locator("#news").inner_text()
+        assert "Drawn at guidance" not in page.locator("#news").inner_text()
         assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=2))
 
 

@@ -3,10 +3,12 @@
 // A tensor is an address: where its float32 numbers begin in the memory of the WebAssembly module, row by row. Images
 // go through the network one at a time, so that the activations (2 MB) stay in the cache. Read `DiT.velocity` first.
 
+import {guided, sample} from "./flow.js";
+
 export const SIZE = 28;
 const FLOAT = 4; // bytes
-const CHANNELS = 256; // of the time's sinusoidal features
-const MAX_TIMES = 50; // as many as a drawing has steps (sampling.MAX_STEPS)
+const CHANNELS = 256; // of a number's sinusoidal features
+const MAX_MOMENTS = 150; // three for each step of a flow map's film (sampling.MAX_STEPS)
 const GAP = 16; // numbers between the rows of an MLP's hidden layer: rows 4096 bytes apart share few lines of a cache
 const roundUp = (n, multiple) => Math.ceil(n / multiple) * multiple;
 
@@ -103,29 +105,30 @@ function rotaryTable(memory, side, d, theta = 100) {
     return address;
 }
 
-// Times → [T, D]: sinusoidal features of 1000·t, then a two-layer MLP.
-class TimeEmbedder {
-    constructor(memory, loader) {
-        this.memory = memory;
-        this.mlp = {0: loader.linear("embed_time.mlp.0"), 2: loader.linear("embed_time.mlp.2")};
-        this.features = memory.take(MAX_TIMES * CHANNELS);
-        this.hidden = memory.take(MAX_TIMES * this.mlp[0].n);
-        this.out = memory.take(MAX_TIMES * this.mlp[2].n);
+// Numbers → [T, D]: sinusoidal features of `scale` · number, then a two-layer MLP.
+export class TimeEmbedder {
+    constructor(loader, name, scale = 1000) {
+        const {memory} = loader;
+        Object.assign(this, {memory, scale});
+        this.mlp = {0: loader.linear(`${name}.mlp.0`), 2: loader.linear(`${name}.mlp.2`)};
+        this.features = memory.take(MAX_MOMENTS * CHANNELS);
+        this.hidden = memory.take(MAX_MOMENTS * this.mlp[0].n);
+        this.out = memory.take(MAX_MOMENTS * this.mlp[2].n);
     }
 
-    forward(times) {
+    forward(numbers) {
         const f = Math.fround; // in float32 as in PyTorch, whose rounding of angles up to 1000 can be seen
-        const features = this.memory.at(this.features, times.length * CHANNELS), half = CHANNELS / 2;
-        times.forEach((t, row) => {
+        const features = this.memory.at(this.features, numbers.length * CHANNELS), half = CHANNELS / 2;
+        numbers.forEach((number, row) => {
             for (let k = 0; k < half; k++) {
-                const angle = f(f(f(t) * 1000) * f(Math.exp(f(f(-Math.log(10_000)) * f(k / half)))));
+                const angle = f(f(f(number) * this.scale) * f(Math.exp(f(f(-Math.log(10_000)) * f(k / half)))));
                 features[row * CHANNELS + k] = Math.cos(angle);
                 features[row * CHANNELS + half + k] = Math.sin(angle);
             }
         });
-        this.mlp[0].forward(this.hidden, this.features, times.length);
-        this.memory.kernels.silu(this.hidden, times.length * this.mlp[0].n);
-        this.mlp[2].forward(this.out, this.hidden, times.length);
+        this.mlp[0].forward(this.hidden, this.features, numbers.length);
+        this.memory.kernels.silu(this.hidden, numbers.length * this.mlp[0].n);
+        this.mlp[2].forward(this.out, this.hidden, numbers.length);
         return this.out;
     }
 }
@@ -190,7 +193,8 @@ export class DiT {
         Object.assign(this, {kernels, memory, width, patch, side: SIZE / patch, nullLabel: classes});
         this.embedPatch = loader.linear("embed_patch");
         this.embedLabel = loader.vector("embed_label.weight");
-        this.embedTime = new TimeEmbedder(memory, loader);
+        this.embedTime = new TimeEmbedder(loader, "embed_time");
+        this.load(loader);
         this.blocks = Array.from(
             {length: depth}, (_, i) => new Block(loader, `blocks.${i}`, heads, headDim, i === depth - 1));
         this.parts = this.blocks.flatMap(({image, label}) => [image.modulations, label.modulations]).concat(2);
@@ -203,7 +207,7 @@ export class DiT {
         this.label = memory.take(T * width);
         this.image = this.label + width * FLOAT;
         this.patches = memory.take(S * Math.max(this.embedPatch.k, this.unembed.n));
-        this.made = memory.take(MAX_TIMES * this.modulation.n);
+        this.made = memory.take(MAX_MOMENTS * this.modulation.n);
         this.space = {
             normed: memory.take(S * width),
             qkv: memory.take(T * (heads + 2) * headDim),
@@ -212,6 +216,14 @@ export class DiT {
             attention: memory.take(kernels.attention_space(T, headDim)),
         };
     }
+
+    // The guidance scale that is drawn with where `scale` is asked for.
+    static nearestGuidance(scale) {
+        return scale;
+    }
+
+    // Load what other kinds of network have in addition.
+    load(loader) {}
 
     // dit.py's `one_for_scales`, as part of the bias.
     addOneToScales() {
@@ -226,20 +238,44 @@ export class DiT {
         }
     }
 
-    // The network as (x, t, labels) → velocity for these times; the modulations stay until others are needed.
-    withCachedModulations(times) {
-        return (x, t, labels) => {
-            if (String(times) !== String(this.times)) this.makeModulations(times);
-            return this.velocity(x, this.made + times.indexOf(t) * this.modulation.n * FLOAT, labels);
+    // The sampler's states from noise `x` along `times`, for B labels: how this kind of network draws; see flow.js.
+    // Every state has its velocity and predicted image; other kinds of network compute them only for a `film`.
+    //
+    // `partner` may answer the question {moments, x, moment, labels}, the arguments of `withCachedModulations` and of
+    // what that returns, with a promise; else this network answers it.
+    states({x, labels, times, guidance, partner}) {
+        const {here, there} = this.shared(times.slice(0, -1), partner);
+        return sample(guided(here, labels, this.nullLabel, guidance, there), x, times);
+    }
+
+    // The network for these moments, here and with a partner.
+    shared(moments, partner = () => {}) {
+        const here = this.withCachedModulations(moments);
+        const there = (x, moment, labels) => partner({moments, x, moment, labels}) ?? here(x, moment, labels);
+        return {here, there};
+    }
+
+    // The network as (x, moment, labels) → velocity for these moments; the modulations stay until others are needed.
+    // A moment is a time, or a list of what `embed` needs.
+    withCachedModulations(moments) {
+        const names = moments.map(String), all = names.join(";");
+        return (x, moment, labels) => {
+            if (all !== this.cached) this.makeModulations(moments);
+            this.cached = all;
+            return this.velocity(x, this.made + names.indexOf(String(moment)) * this.modulation.n * FLOAT, labels);
         };
     }
 
-    // All shifts, scales and gates at up to 50 times, in one matrix product: `made` is [T, parts, D].
-    makeModulations(times) {
-        const embedded = this.embedTime.forward(times);
-        this.kernels.silu(embedded, times.length * this.width);
-        this.modulation.forward(this.made, embedded, times.length);
-        this.times = times;
+    // All shifts, scales and gates at up to 150 moments, in one matrix product: `made` is [T, parts, D].
+    makeModulations(moments) {
+        const embedded = this.embed(moments);
+        this.kernels.silu(embedded, moments.length * this.width);
+        this.modulation.forward(this.made, embedded, moments.length);
+    }
+
+    // The condition of all modulations at these times, [T, D].
+    embed(times) {
+        return this.embedTime.forward(times);
     }
 
     // Velocity at `x`, both Float32Array [B · 784], given the modulations of its time and B labels.

@@ -3,9 +3,12 @@
 
 import { timeGrid, toPixels } from "./flow.js";
 import { noise } from "./noise.js";
+import { KINDS } from "./weights.js";
+import "./walk.js";
 
 const AREA = 28 * 28;
 const PATIENCE = 300; // milliseconds without a new picture after which an outdated drawing may end
+const WALKING_STEPS = 4; // at most, so that the digit keeps up with the hand
 const HELPERS = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1)); // engines beside the first
 const HUB = "https://huggingface.co/";
 const REPOSITORY = /^(\w[\w.-]*\/\w[\w.-]*)(?:@(\w[\w./-]*))?$/; // as in model/hub.py
@@ -16,7 +19,7 @@ const $ = id => document.getElementById(id);
 const settings = JSON.parse($("settings").textContent), {most} = settings;
 const asked = new URLSearchParams(location.search);
 
-let {classes, sampling} = settings; // those of the weights that draw
+let {kind, classes, sampling} = settings; // those of the weights that draw
 let repository = ""; // of other weights on the Hub, from the link
 let tab = "digit";
 
@@ -89,14 +92,15 @@ async function team() {
 function emptyFilm({digits, seeds, steps, guidance}) {
     const size = digits.length * AREA, {time_shift} = sampling;
     return {
-        digits, seeds, steps, guidance, time_shift, times: timeGrid(steps, time_shift), count: 0,
+        digits, seeds, steps, guidance, time_shift, kind, times: timeGrid(steps, time_shift), count: 0,
         noisy: new Uint8Array((steps + 1) * size), predicted: new Uint8Array((steps + 1) * size),
         velocity: new Uint8Array(steps * size),
     };
 }
 
 // Draw digits from noise to image, each engine its share: the film, or null when something newer has dropped it.
-// `onGrowth` hears of every state that all engines have reached.
+// `onGrowth` hears of every state that all engines have reached. What is predicted on the way and the velocity, which
+// cost a flow map more, are there if it is `wanted` as a `film`.
 async function drawFilm(engines, wanted, onGrowth = () => {}) {
     const film = emptyFilm(wanted), {digits, seeds, steps, guidance, time_shift} = film, count = digits.length;
     const share = Math.ceil(count / engines.length), reached = new Array(Math.ceil(count / share)).fill(0);
@@ -104,11 +108,11 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
     const parts = reached.map((_, part) => {
         const begin = part * share, end = begin + share;
         const labels = digits.slice(begin, end).map(name => classes.indexOf(name));
-        const its = {labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift, alone};
+        const its = {labels, seeds: seeds.slice(begin, end), steps, guidance, time_shift, film: wanted.film, alone};
         return engines[part].draw(its, state => {
             const at = (state.i * count + begin) * AREA;
             film.noisy.set(state.x, at);
-            film.predicted.set(state.predicted, at);
+            if (state.predicted) film.predicted.set(state.predicted, at);
             if (state.velocity) film.velocity.set(state.velocity, at);
             reached[part] = state.i + 1;
             if (Math.min(...reached) === film.count) return;
@@ -124,10 +128,11 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
 const field = name => document.querySelector(`input[name=${name}]:is(:checked, [type=number], [type=text])`);
 const slider = name => document.querySelector(`[data-for=${name}]`);
 
-// The one subject of the page: class, seed, steps and guidance.
+// The one subject of the page: class, seed, steps, the guidance that is drawn with, and the one asked for.
 const subject = () => ({
     digit: field("digit").value,
-    seed: +field("seed").value, steps: +field("steps").value, guidance: +field("guidance").value,
+    seed: +field("seed").value, steps: +field("steps").value,
+    guidance: KINDS[kind].nearestGuidance(+field("guidance").value), asked: +field("guidance").value,
 });
 
 function level(name) {
@@ -192,6 +197,7 @@ function fillControls() {
     $("number-hint").textContent =
         `1 to ${most.number} digits, each from its own seed; dots and dashes are ignored.`;
     $("blank").hidden = !classes.includes("black");
+    $("tab-walk").hidden = kind !== "flow map"; // other networks are too slow for it
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     set({digit, seed: start.seed, ...sampling});
     set(Object.fromEntries(asked));
@@ -200,9 +206,17 @@ function fillControls() {
 
 // ---- what is said, and the address
 
-const elements = Object.fromEntries(["film", "arrows", "columns", "styles", "row", "sheet"].map(id => [id, $(id)]));
+const names = ["film", "arrows", "columns", "styles", "row", "sheet", "stroll"];
+const elements = Object.fromEntries(names.map(id => [id, $(id)]));
 
 const say = text => $("news").textContent = text;
+
+// Say what has been drawn, and where it was not at the guidance asked for.
+function sayDrawn(text, {guidance, asked}) {
+    const note = `Drawn at guidance ${guidance}: this network knows no guidance between 0 and ${guidance}.`;
+    say(guidance === asked ? `${text}.` : `${text}. ${note}`);
+}
+
 const fail = error => $("failure").textContent = `${error.message}.`;
 const since = began => `${((performance.now() - began) / 1000).toFixed(2)} s`;
 const named = ({digit, seed, guidance}) => `${guidance === 0 ? "Any class" : digits.named(digit)} from seed ${seed}`;
@@ -214,7 +228,8 @@ digits.link = digit => linkOf(digit) + (repository ? `&weights=${repository}` : 
 // Make the address bar show what has been drawn.
 function follow(shown) {
     $("failure").textContent = "";
-    const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "");
+    const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "")
+        + (tab === "walk" ? `&walk=${elements.stroll.place}` : "");
     try {
         history.replaceState(null, "", link);
     } catch { /* not in every frame */ }
@@ -244,7 +259,8 @@ function filmOf(wanted) {
     const {film} = elements.film, grown = film => elements.film.film = film;
     const isThere = film && film.count === film.times.length && film.digits[0] === wanted.digit
         && film.seeds[0] === wanted.seed && film.steps === wanted.steps && film.guidance === wanted.guidance;
-    return isThere ? film : drawFilm([first], {...wanted, digits: [wanted.digit], seeds: [wanted.seed]}, grown);
+    const one = {...wanted, digits: [wanted.digit], seeds: [wanted.seed], film: true};
+    return isThere ? film : drawFilm([first], one, grown);
 }
 
 // Draw the digit; where a value is being `dragged`, the finished picture changes in place.
@@ -260,7 +276,7 @@ async function drawDigit(dragged = false) {
         if (!await filmOf(wanted)) return;
         Object.assign(digit, {busy: false, shown: performance.now()});
         $("heading").textContent = named(wanted);
-        say(`${digits.alt(wanted)}, in ${since(began)}.`);
+        sayDrawn(`${digits.alt(wanted)}, in ${since(began)}`, wanted);
         follow(wanted);
         if (digit.waiting) drawDigit(true);
     } catch (error) {
@@ -279,6 +295,32 @@ function showNoise() {
     elements.film.film = film;
     $("heading").textContent = named(wanted);
 }
+
+// ---- tab Walk
+
+// The digit at the point between four noises, and the corners; two engines draw in turn.
+function walk() {
+    const {stroll} = elements, {time_shift} = sampling;
+    if (!ready(4)) return stroll.end();
+    const wanted = subject(), {digit, seed, guidance} = wanted, steps = Math.min(wanted.steps, WALKING_STEPS);
+    const seeds = [0, 1, 2, 3].map(i => seed + i), labels = [classes.indexOf(digit)];
+    const draw = async (engine, noise) => {
+        let newest;
+        await engine.ready;
+        const isDone = await engine.draw({labels, noise, steps, guidance, time_shift}, ({x}) => newest = x);
+        return isDone && newest;
+    };
+    const alt = guidance === 0 ? "An image of any class" : `The ${digits.named(digit)}`;
+    const engines = [first, ...sheet.running ? [] : helpers.slice(0, 1)];
+    stroll.begin({seeds, noises: seeds.map(noise), alt, engines, draw, fail});
+}
+
+$("stroll").addEventListener("digit-walk", ({detail: {rate}}) => {
+    const wanted = subject(), steps = Math.min(wanted.steps, WALKING_STEPS);
+    const text = `${digits.alt({...wanted, steps}).replace(/ from .*/, "")} between four noises`;
+    sayDrawn(rate > 1.5 ? `${text}: ${rate.toFixed(0)} digits a second` : text, wanted);
+    follow(wanted);
+});
 
 // ---- tab Why it works
 
@@ -307,7 +349,7 @@ async function explain() {
         const styles = await drawFilm(engines, {...wanted, digits: ten, seeds: seeds(ten)});
         if (isOld(styles)) return;
         elements.styles.film = few(styles);
-        say(`${named(wanted)}, in ${settings.stepCounts.join(", ")} steps.`);
+        sayDrawn(`${named(wanted)}, in ${settings.stepCounts.join(", ")} steps`, wanted);
         follow(wanted);
     } catch (error) {
         fail(error);
@@ -341,7 +383,7 @@ async function writeNumber() {
     try {
         if (!await drawFilm(await team(), {...wanted, digits: names, seeds}, grown)) return;
         written = number;
-        say(`${number}, drawn in ${since(began)}.`);
+        sayDrawn(`${number}, drawn in ${since(began)}`, wanted);
         follow(wanted);
     } catch (error) {
         fail(error);
@@ -353,7 +395,8 @@ const sheet = {running: false, newest: 0};
 async function drawSheet() {
     const chosen = [...document.querySelectorAll("[name=classes]:checked")].map(({value}) => value);
     if (!problem("classes", chosen.length ? "" : "Choose at least one class.") || !fits("count")) return;
-    const total = +field("count").value, {seed, steps, guidance} = subject(), began = performance.now();
+    const wanted = subject(), {seed, steps, guidance} = wanted, began = performance.now();
+    const total = +field("count").value;
     if (!ready(total)) return;
     stopSheet();
     const mine = ++sheet.newest, names = Array.from({length: total}, (_, i) => chosen[i % chosen.length]);
@@ -386,7 +429,7 @@ async function drawSheet() {
     try {
         show();
         await Promise.all((await withHelpers()).map(work));
-        if (mine === sheet.newest) say(`${total} digits, drawn in ${since(began)}.`);
+        if (mine === sheet.newest) sayDrawn(`${total} digits, drawn in ${since(began)}`, wanted);
     } catch (error) {
         fail(error);
     } finally {
@@ -416,6 +459,7 @@ let loaded = false;
 function draw(dragged = false) {
     if (!loaded) return showNoise();
     if (tab === "digit") drawDigit(dragged);
+    else if (tab === "walk") walk();
     else if (tab === "why") explain();
     else if (written) writeNumber();
     else ready();
@@ -430,6 +474,7 @@ function openTab(name) {
     }
     tab = name;
     explanation++; // nobody looks at it any more
+    elements.stroll.end();
 }
 
 $("panel").addEventListener("input", ({target}) => {
@@ -464,7 +509,7 @@ $("another").onclick = () => {
 };
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
-for (const [i, button] of tabs.entries()) {
+for (const button of tabs) {
     button.onclick = () => {
         if (button.id === `tab-${tab}`) return;
         openTab(button.id.slice(4));
@@ -472,10 +517,11 @@ for (const [i, button] of tabs.entries()) {
         draw();
     };
     button.onkeydown = ({key}) => {
-        const to = {ArrowLeft: i - 1, ArrowRight: (i + 1) % tabs.length, Home: 0, End: -1}[key];
+        const there = tabs.filter(tab => !tab.hidden), at = there.indexOf(button);
+        const to = {ArrowLeft: at - 1, ArrowRight: (at + 1) % there.length, Home: 0, End: -1}[key];
         if (to === undefined) return;
-        tabs.at(to).click();
-        tabs.at(to).focus();
+        there.at(to).click();
+        there.at(to).focus();
     };
 }
 
@@ -525,7 +571,7 @@ function onHub(name) {
 async function loadForeign(name) {
     try {
         const {config, sampling: defaults} = await load(onHub(name));
-        [classes, sampling, repository] = [config.class_names, defaults, name];
+        [kind, classes, sampling, repository] = [config.kind, config.class_names, defaults, name];
         fillControls();
     } catch (error) {
         $("notice").textContent = "Drawn with the weights of this page, because " +
@@ -552,6 +598,11 @@ async function start() {
         field("number").value = asked.get("number");
         openTab("numbers");
         await writeNumber();
+    } else if (asked.has("walk") && !$("tab-walk").hidden) {
+        const place = asked.get("walk").split(",").map(Number);
+        if (place.length === 2 && place.every(Number.isFinite)) elements.stroll.place = place;
+        openTab("walk");
+        walk();
     } else await drawDigit();
 }
 

@@ -138,6 +138,7 @@ def write_code(folder: Path) -> Path:
 def settings(loaded: weights.Weights, folder: str) -> dict:
     """What the script has to know: classes, ranges, what the page opens with, and the folder of the weights."""
     return {
+        "kind": loaded.network.kind,
         "classes": loaded.network.class_names,
         "numerals": images.CLASSES[:10],
         "start": START,

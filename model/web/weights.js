@@ -2,17 +2,21 @@
 // of model.safetensors, whose sha256 metrics.json may name. Whatever cannot be used throws an Error of one sentence.
 
 import * as check from "./check.js";
-import {SIZE} from "./dit.js";
+import {DiT, SIZE} from "./dit.js";
+import {FlowMap} from "./flow_map.js";
 
 const CONFIG = "config.json", TENSORS = "model.safetensors", METRICS = "metrics.json", SAMPLING = "sampling.json";
-const NETWORK = {width: 256, depth: 3, heads: 4, patch: 2, classes: 12, pixel_mean: 0.5, pixel_std: 0.3081};
+export const KINDS = {velocity: DiT, "flow map": FlowMap}; // what `kind` in config.json may be
+const NETWORK = {kind: "velocity", width: 256, depth: 3, heads: 4, patch: 2, classes: 12};
+Object.assign(NETWORK, {pixel_mean: 0.5, pixel_std: 0.3081});
 const DRAWING = {steps: 20, guidance: 1, time_shift: 1.63206};
 const MOVED = {time_shift: "time_shift", default_guidance: "guidance"}; // out of config.json, into sampling.json
 const CLASSES = [..."0123456789", "black", "white"];
 const MAX_SIZE = 2 ** 24; // depth · width², as in dit.py
 const MAX_HEADER = 1_000_000; // bytes
 
-// The weights in the folder at this URL: {config, sampling, tensors}, ready for `new DiT`, and the file's `bytes`.
+// The weights in the folder at this URL: {config, sampling, tensors}, ready for the class in `KINDS`, and the
+// file's `bytes`.
 //
 // `report(got, total)` tells how many bytes of the tensors have arrived.
 export async function load(folder, report) {
@@ -89,7 +93,9 @@ function checked(config, sampling) {
         else if (Object.hasOwn(NETWORK, name) || name === "class_names") network[name] = value;
         else throw new Error(`${CONFIG} is not of this network: unknown ${check.shown(name)}`);
     }
-    const {width, depth, heads, patch, classes, pixel_mean, pixel_std} = network;
+    const {kind, width, depth, heads, patch, classes, pixel_mean, pixel_std} = network;
+    if (!Object.hasOwn(KINDS, kind))
+        throw new Error(`${CONFIG}: kind must be one of ${Object.keys(KINDS).join(", ")}, not ${check.shown(kind)}`);
     check.whole(`${CONFIG}: width`, width, 1, 4096);
     check.whole(`${CONFIG}: depth`, depth, 1, 100);
     check.whole(`${CONFIG}: heads`, heads, 1, width);
@@ -120,7 +126,7 @@ function checkedNames(names, classes) {
 }
 
 // The shape of every tensor, by its name in PyTorch.
-function shapes({width: D, depth, heads, patch, classes}) {
+function shapes({kind, width: D, depth, heads, patch, classes}) {
     const found = {"embed_label.weight": [classes + 1, D]};
     const linear = (name, k, n) => Object.assign(found, {[`${name}.weight`]: [n, k], [`${name}.bias`]: [n]});
     const stream = (name, heads, d) => {
@@ -133,8 +139,10 @@ function shapes({width: D, depth, heads, patch, classes}) {
         return 6;
     };
     linear("embed_patch", patch ** 2, D);
-    linear("embed_time.mlp.0", 256, D);
-    linear("embed_time.mlp.2", D, D);
+    for (const name of kind === "flow map" ? ["time", "step", "guidance"] : ["time"]) {
+        linear(`embed_${name}.mlp.0`, 256, D);
+        linear(`embed_${name}.mlp.2`, D, D);
+    }
     let parts = 2;
     for (let i = 0; i < depth; i++) {
         parts += stream(`blocks.${i}.image`, heads, D / heads);

@@ -2,20 +2,22 @@
 //
 // In:   {kind: "load", weights, relaxed?, partner?}    weights: the URL of a folder, {bytes, config, sampling?}, or a
 //           port to the worker whose partner this one is; relaxed: which engine; partner: a port to another worker,
-//           which gets the weights from this one, and computes half of each guided step as soon as it is ready
-//       {kind: "draw", id, labels, seeds, steps, guidance, time_shift, alone?}    a digit for each of N labels and
-//           seeds; alone: without the partner
+//           which gets the weights from this one, and computes half of each guided step, or the velocities of a flow
+//           map's film, as soon as it is ready
+//       {kind: "draw", id, labels, seeds, noise?, steps, guidance, time_shift, film?, alone?}    a digit for each of N
+//           labels and seeds, or from `noise`, Float32Array [N · 784]; film: with what a flow map predicts on the way;
+//           alone: without the partner
 //       {kind: "stop"}
 // Out:  {kind: "progress", got, total}       bytes of the weights
 //       {kind: "ready", config, sampling, engine}    the weights' own settings, complete; the engine's file
-//       {kind: "state", id, i, t, x, predicted, velocity, ms}    uint8 [N, 28, 28] as in sampling.Film; ms so far
+//       {kind: "state", id, i, t, x, predicted?, velocity?, ms}    uint8 [N, 28, 28] as in sampling.Film; ms so far
 //       {kind: "done", id}
 //       {kind: "error", id?, message}        a sentence
 // A newer draw, or stop, drops the older one between two steps; nothing more is heard of that one.
 
 import * as check from "./check.js";
-import {DiT} from "./dit.js";
-import {guided, sample, timeGrid, toPixels} from "./flow.js";
+import {SIZE} from "./dit.js";
+import {timeGrid, toPixels} from "./flow.js";
 import {noise} from "./noise.js";
 import * as weightsOf from "./weights.js";
 
@@ -28,7 +30,7 @@ async function load({weights, relaxed = hasRelaxed(), partner}) {
     const read = typeof weights === "string" ? weightsOf.load(weights, report) : received(weights).then(weightsOf.open);
     const [kernels, {config, sampling, tensors, bytes}] = await Promise.all([instantiate(engine), read]);
     partner?.postMessage({bytes, config, sampling}, [bytes]);
-    const network = new DiT(kernels, config, tensors), mine = loaded = {network, config};
+    const network = new weightsOf.KINDS[config.kind](kernels, config, tensors), mine = loaded = {network, config};
     if (partner) partner.onmessage = () => mine.partner = partner; // it is ready
     if (weights instanceof MessagePort) help(weights, network);
     postMessage({kind: "ready", config, sampling, engine});
@@ -57,12 +59,12 @@ async function received(weights) {
 
 // Be the partner of the worker behind a port.
 function help(port, network) {
-    port.onmessage = ({data: {times, x, t, labels}, ports: [answer]}) =>
-        answer.postMessage(network.withCachedModulations(times)(x, t, labels));
+    port.onmessage = ({data: {moments, x, moment, labels}, ports: [answer]}) =>
+        answer.postMessage(network.withCachedModulations(moments)(x, moment, labels));
     port.postMessage("ready");
 }
 
-// The velocity from the partner behind a port. Each question has a port of its own for its answer, so that the answer
+// The answer of the partner behind a port. Each question has a port of its own for its answer, so that the answer
 // to a drawing that has been dropped is not taken for another one.
 function ask(port, question) {
     const {port1, port2} = new MessageChannel();
@@ -72,27 +74,23 @@ function ask(port, question) {
     });
 }
 
-async function draw({id, labels, seeds, steps, guidance, time_shift, alone}) {
+async function draw({id, labels, seeds = [], noise: start, steps, guidance, time_shift, film, alone}) {
     newest = id;
     if (!loaded) throw new Error("there are no weights to draw with yet");
     const mine = loaded, {network, config: {pixel_mean: mean, pixel_std: std}} = mine;
-    if (labels.length !== seeds.length) throw new Error(`${labels.length} labels for ${seeds.length} seeds`);
     for (const label of labels) check.whole("label", label, 0, network.nullLabel);
     for (const seed of seeds) check.whole("seed", seed, 0, 2 ** 31 - 1);
     check.sampling({steps, guidance, time_shift});
+    const x = start ?? Float32Array.from(seeds.flatMap(seed => [...noise(seed)])), count = x.length / SIZE ** 2;
+    if (labels.length !== count) throw new Error(`${labels.length} labels, but noise for ${count}`);
 
     const started = performance.now(), times = timeGrid(steps, time_shift);
-    const start = Float32Array.from(seeds.flatMap(seed => [...noise(seed)]));
-    const here = network.withCachedModulations(times.slice(0, -1));
-    const there = (x, t, labels) =>
-        mine.partner && !alone ? ask(mine.partner, {times: times.slice(0, -1), x, t, labels}) : here(x, t, labels);
-    const velocity = guided(here, labels, network.nullLabel, guidance, there);
+    const partner = question => mine.partner && !alone ? ask(mine.partner, question) : undefined;
     let i = 0;
-    for await (const {t, x, v} of sample(velocity, start, times)) {
+    for await (const {t, x: now, v, image} of network.states({x, labels, times, guidance, film, partner})) {
         if (newest !== id) return; // something newer came while the partner was at work
-        const predicted = v ? x.map((value, j) => value - t * v[j]) : x;
         postMessage({
-            kind: "state", id, i: i++, t, x: toPixels(x, mean, std), predicted: toPixels(predicted, mean, std),
+            kind: "state", id, i: i++, t, x: toPixels(now, mean, std), predicted: image && toPixels(image, mean, std),
             velocity: v && toPixels(v, 0.5, 1 / 6), ms: performance.now() - started, // ±3 standard deviations
         });
         await messages();

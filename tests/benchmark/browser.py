@@ -12,6 +12,7 @@ import torch
 
 from model import weights
 from model.device import pick
+from model.flow_map import FlowMap
 from model.sampling import SamplingConfig, states
 from model.speed import flops, machine
 from model.web import site
@@ -22,6 +23,19 @@ STEPS = {1: 20, 10: 5}  # digits drawn at once, and how many steps a round takes
 SUMS = 12  # independent sums of the loop below: enough to hide the latency, few enough for the registers
 REPEATS = 1_000_000
 VISITS = 5
+WALKS = (1, 2, 4)  # steps
+
+# Digits a second while the point goes round in the middle of the plane for three seconds, 60 times a second.
+WALK = """() => new Promise(resolve => {
+    const walk = document.getElementById("stroll"), began = performance.now();
+    walk.addEventListener("digit-walk", ({detail}) => resolve(detail.rate), {once: true});
+    const move = now => {
+        const angle = (now - began) / 500;
+        walk.place = [0.5 + 0.4 * Math.cos(angle), 0.5 + 0.4 * Math.sin(angle)];
+        if (now - began < 3000) requestAnimationFrame(move);
+    };
+    requestAnimationFrame(move);
+})"""
 
 # Milliseconds from the beginning of the visit until the page says that its first digit is drawn.
 FIRST_DIGIT = """new Promise(resolve => {
@@ -120,6 +134,25 @@ def first_digit(chromium, address: str) -> float:
     return milliseconds / 1000
 
 
+def walk(chromium, folder: Path) -> dict[int, float]:
+    """Digits a second on the walk of the static page, by the steps of a digit.
+
+    The flow map is an untrained one of the bundled size: its speed is that of any other.
+    """
+    weights.save(FlowMap.from_velocity(weights.load(dtype=torch.float32).network), folder / "map", SamplingConfig(), {})
+    site.export(str(folder / "map"), folder / "walk")
+    rates = {}
+    with serve_files(folder / "walk") as address:
+        for steps in WALKS:
+            page = chromium.new_page()
+            page.goto(f"{address}/?steps={steps}&walk=0.5,0.5")
+            page.wait_for_selector("#news:not(:empty)")
+            page.evaluate(WALK)  # the second engine may have been late
+            rates[steps] = page.evaluate(WALK)
+            page.close()
+    return rates
+
+
 def main() -> int:
     device = pick("cpu")
     print(machine(device))
@@ -144,10 +177,13 @@ def main() -> int:
             how = site.export(None, Path(folder) / "site").sampling
             with serve_files(Path(folder) / "site") as address:
                 visits = [first_digit(chromium, address) for _ in range(VISITS)]
+            walks = walk(chromium, Path(folder))
         print(
             f"The first digit of the static page, {how.steps} steps with guidance {how.guidance:g}, stands after "
             f"{statistics.median(visits):.2f} s (median of {VISITS}, {min(visits):.2f} to {max(visits):.2f} s)."
         )
+        told = ", ".join(f"{rate:.0f} in {steps} step{'s' * (steps > 1)}" for steps, rate in walks.items())
+        print(f"Digits a second on the walk of a flow map: {told}.")
         print(f"Chromium {chromium.version}, one thread. A step is {work / 1e9:.2f} GFLOP for one digit.")
     for engine, limit in limits.items():
         print(f"128-bit SIMD reaches {limit:.0f} GFLOP/s with the instructions of {engine}.")

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 from base64 import b64decode
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from model import flow, images, weights
 from model.dit import DiT
-from model.sampling import SamplingConfig, states
+from model.flow_map import FlowMap
+from model.sampling import SamplingConfig, states_from
 from tests.server import ROOT, Files, serve_files
 
 WEB = ROOT / "model/web"
@@ -125,13 +126,14 @@ def drawing(labels, seeds, steps: int = 8, guidance: float = 1.0, time_shift: fl
 def expected(network: DiT, message: dict) -> list[dict]:
     """What Python draws for the same message."""
     config = SamplingConfig(message["steps"], message["guidance"], message["time_shift"])
-    path = list(states(network, torch.tensor(message["labels"]), message["seeds"], config))
+    noise, labels, film = flow.noise(message["seeds"]), torch.tensor(message["labels"]), message.get("film", False)
+    path = states_from(network, noise, labels, config, nullcontext, film=film)
     pixels = partial(images.to_pixels, mean=network.pixel_mean, std=network.pixel_std)
     return [
         {
             "t": state.t,
             "x": pixels(state.x),
-            "predicted": pixels(state.x if state.v is None else state.x - state.t * state.v),
+            "predicted": None if state.image is None else pixels(state.image),
             "velocity": None if state.v is None else images.to_pixels(state.v, 0.5, 1 / 6),
         }
         for state in path
@@ -175,6 +177,20 @@ def test_noise_is_that_of_pytorch(page, seed):
     torch.testing.assert_close(found, flow.noise([seed]).flatten(), atol=5e-6, rtol=0)
 
 
+@pytest.mark.parametrize("other", [43, 42], ids=["arc", "chord"])
+def test_between_two_noises_as_in_python(page, other):
+    found = page.evaluate(
+        """async seeds => {
+            const [{noise}, {slerp}] = await Promise.all([import("./noise.js"), import("./flow.js")]);
+            const [a, b] = seeds.map(noise);
+            return [0, 0.25, 0.9, 1].map(w => Array.from(slerp(a, b, w)));
+        }""",
+        [42, other],
+    )
+    wanted = flow.slerp(*flow.noise([42, other]).split(1), torch.tensor([0, 0.25, 0.9, 1]))
+    torch.testing.assert_close(torch.tensor(found), wanted.flatten(1), atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -188,6 +204,69 @@ def test_noise_is_that_of_pytorch(page, seed):
 )
 def test_pixels_are_those_of_python(ready, network, message):
     assert_same(ask(ready, message), expected(network, message))
+
+
+def as_map(network: DiT) -> FlowMap:
+    """A flow map made of a velocity network, on which the end of a step and the guidance have an effect."""
+    made = FlowMap.from_velocity(network)
+    for embedder in (made.embed_step, made.embed_guidance):
+        torch.nn.init.normal_(embedder.mlp[2].weight, std=0.05)
+        torch.nn.init.normal_(embedder.mlp[2].bias, std=0.05)
+    return made
+
+
+@pytest.fixture(scope="module")
+def flow_map(site, network) -> FlowMap:
+    """A flow map in the site's folder `map`."""
+    torch.manual_seed(0)
+    weights.save(as_map(network), site[0] / "map", SamplingConfig(steps=4, guidance=1.5), {})
+    return weights.load(str(site[0] / "map"), dtype=torch.float32).network
+
+
+@pytest.fixture(scope="module")
+def mapped(site, flow_map, chromium):
+    """A page with the flow map; for tests that only draw."""
+    with opened(site, chromium) as page:
+        answer = load(page, site, "map")
+        assert answer["kind"] == "ready", answer
+        assert answer["config"]["kind"] == "flow map"
+        yield page
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {**drawing([7, 3], [42, 2**31 - 1], steps=4, guidance=1.5), "film": True},
+        {**drawing([5], [1], steps=3, guidance=0, time_shift=0.5), "film": True},
+        {**drawing([9], [2], steps=2, guidance=0.5), "film": True},
+        drawing(list(range(12)), list(range(12)), steps=1, guidance=3),
+        drawing([7], [67], steps=2),
+    ],
+    ids=["film", "unconditional", "weak guidance", "1 step", "2 steps"],
+)
+def test_a_flow_map_jumps_as_in_python(mapped, flow_map, message):
+    wanted = expected(flow_map, message)
+    assert all((state["predicted"] is not None) == message.get("film", False) for state in wanted[:-1])
+    assert_same(ask(mapped, message), wanted)
+
+
+def test_the_step_and_the_guidance_matter_to_the_flow_map_of_these_tests(flow_map, network):
+    """Else it would draw as its teacher does, and the test above would show nothing."""
+    for other in (drawing([7], [42], steps=1, guidance=1), drawing([7], [42], steps=1, guidance=1.5)):
+        ends = [expected(one, {**drawing([7], [42], steps=1), **other})[-1]["x"].int() for one in (flow_map, network)]
+        assert (ends[0] - ends[1]).abs().float().mean() > 3
+
+
+def test_a_flow_map_of_another_shape_draws_the_same(page, site):
+    network = FlowMap(width=48, depth=2, heads=3, patch=4, classes=5, pixel_mean=0.2, pixel_std=0.4)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    weights.save(network, site[0] / "other", SamplingConfig(2, 2.5, 0.7), {})
+    network = weights.load(str(site[0] / "other"), dtype=torch.float32).network
+    assert load(page, site, "other")["kind"] == "ready"
+    for steps in (2, 50):
+        message = {**drawing([0, 4], [3, 4], steps=steps, guidance=2.5, time_shift=0.7), "film": True}
+        assert_same(ask(page, message), expected(network, message))
 
 
 @pytest.mark.parametrize(
@@ -299,6 +378,8 @@ def test_damaged_tensors_are_refused_in_one_sentence(page, site, folder, edit, s
         ("config.json", "[]", "config.json of the weights is not a JSON object"),
         ("metrics.json", "{", "metrics.json of the weights is not a JSON object"),
         ("config.json", json.dumps({**CONFIG, "experts": 8}), 'config.json is not of this network: unknown "experts"'),
+        ("config.json", json.dumps({**CONFIG, "kind": "x0"}), 'kind must be one of velocity, flow map, not "x0"'),
+        ("config.json", json.dumps({**CONFIG, "kind": "flow map"}), "does not hold the tensors of the network in"),
         ("config.json", json.dumps({**CONFIG, "width": 64}), "does not hold the tensors of the network in config.json"),
         ("config.json", json.dumps({**CONFIG, "width": 30}), "width 30 / heads 2 is not divisible by 4"),
         ("config.json", json.dumps({**CONFIG, "width": 4096}), "width 4096 is too large for depth 2"),
@@ -353,7 +434,7 @@ def test_settings_have_the_defaults_of_python(page, site, folder):
         (folder / name).unlink()
     *progress, answer = ask(page, {"kind": "load", "weights": f"{site[1]}/small/"})
     defaults = {name: parameter.default for name, parameter in inspect.signature(DiT).parameters.items()}
-    assert answer["config"] == {**defaults, **CONFIG, "class_names": list(images.CLASSES)}
+    assert answer["config"] == {"kind": "velocity", **defaults, **CONFIG, "class_names": list(images.CLASSES)}
     assert answer["sampling"] == asdict(SamplingConfig(guidance=3, time_shift=2))
     size = sum(2 * tensor.numel() for tensor in load_file(folder / TENSORS).values())
     assert {part["total"] for part in progress} == {size}
@@ -377,7 +458,7 @@ def test_bytes_that_are_there_draw_as_those_of_a_folder(page, site, folder):
     ("change", "sentence"),
     [
         ({"labels": [13]}, "label must be a whole number from 0 to 12, not 13"),
-        ({"labels": [1, 2]}, "2 labels for 1 seeds"),
+        ({"labels": [1, 2]}, "2 labels, but noise for 1"),
         ({"seeds": [2**31]}, "seed must be a whole number from 0 to 2147483647, not 2147483648"),
         ({"steps": 51}, "steps must be a whole number from 1 to 50, not 51"),
         ({"guidance": None}, "guidance must be a number from 0 to 5, not null"),
@@ -433,6 +514,21 @@ def test_a_partner_changes_no_byte(paired, network):
     assert without_times(ask(paired, {**message, "alone": True})) == without_times(found)
     assert paired.evaluate("engine.asked") in (7, 8)
     assert_same(found, expected(network, message))
+
+
+def test_a_partner_computes_the_velocities_of_a_flow_map(page, site, small):
+    weights.save(as_map(small), site[0] / "paired", SamplingConfig(), {})
+    page.evaluate("weights => engine.pair(weights)", f"{site[1]}/paired")
+    message = {**drawing([7, 3], [42, 67], guidance=1.5), "film": True}
+    found = ask(page, message)
+    assert page.evaluate("engine.asked") in (7, 8)  # it may be ready a step late
+    assert without_times(ask(page, {**message, "alone": True})) == without_times(found)
+    assert_same(found, expected(weights.load(str(site[0] / "paired"), dtype=torch.float32).network, message))
+    asked = page.evaluate("engine.asked")
+    assert (
+        len(ask(page, drawing([7, 3], [42, 67], guidance=1.5))) == 10
+    )  # nine states: one forward a step, nothing to share
+    assert page.evaluate("engine.asked") == asked
 
 
 def test_a_partner_is_not_asked_where_one_forward_is_enough(paired):

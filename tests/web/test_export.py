@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from model import export, images, sampling, weights
 from model.common import sha256
 from model.dit import DiT
+from model.flow_map import FlowMap
 from model.page import html as words
 from model.page.studio import START
 from model.web import site
@@ -57,12 +58,20 @@ def test_classes_ranges_and_defaults_come_from_python(tmp_path):
     weights.save(network, tmp_path / "weights", sampling.SamplingConfig(steps=5, guidance=1.5, time_shift=2), {})
     site.export(str(tmp_path / "weights"), tmp_path / "site")
     found = settings(tmp_path / "site")
+    assert found["kind"] == "velocity"
     assert found["classes"] == list(network.class_names)
     assert found["sampling"] == {"steps": 5, "guidance": 1.5, "time_shift": 2}
     assert found["start"] == START
     assert found["most"] == {"steps": 50, "guidance": 5, "seed": 2**31 - 1, "number": 16, "sheet": 400}
     assert tuple(found["stepCounts"]) == sampling.STEP_COUNTS
     assert found["weights"] == part(tmp_path / "site", "weights-").name
+
+
+def test_a_flow_map_is_exported_as_one(small, tmp_path):
+    weights.save(FlowMap.from_velocity(small), tmp_path / "map", sampling.SamplingConfig(steps=4), {})
+    site.export(str(tmp_path / "map"), tmp_path / "site")
+    assert settings(tmp_path / "site")["kind"] == "flow map"
+    assert isinstance(weights.load(str(part(tmp_path / "site", "weights-"))).network, FlowMap)
 
 
 def test_every_file_that_the_page_names_is_there_and_kept_for_the_next_visit(exported):

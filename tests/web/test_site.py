@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from playwright.sync_api import expect
 
-from model import images, sampling, weights
+from model import flow, images, sampling, weights
 from model.dit import DiT
-from model.flow import noise
+from model.flow_map import FlowMap
 from model.web import site
 from tests.server import serve_files, wait_until
 
@@ -21,13 +21,13 @@ expect.set_options(timeout=60_000)
 LETTERS = [f"letter {name}" for name in "abcdefg"]
 
 
-def save(folder: Path, seed: int = 0, **shape) -> weights.Weights:
+def save(folder: Path, seed: int = 0, network: type[DiT] = DiT, steps: int = 6, **shape) -> weights.Weights:
     """A folder of weights of a small random network; returns them as Python draws with them, in float32."""
     torch.manual_seed(seed)
-    network = DiT(width=32, depth=2, heads=2, **shape)
+    network = network(width=32, depth=2, heads=2, **shape)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    weights.save(network, folder, sampling.SamplingConfig(steps=6, guidance=1.5), {})
+    weights.save(network, folder, sampling.SamplingConfig(steps=steps, guidance=1.5), {})
     return weights.load(str(folder), dtype=torch.float32)
 
 
@@ -146,7 +146,7 @@ def test_the_noise_shows_before_the_network_is_there(chromium, address, small):
         wait_until(lambda: waiting or page.wait_for_timeout(20), 60, "the weights are asked for")
         expect(page.locator("#progress")).to_be_visible()
         shown = page.evaluate("Array.from(document.getElementById('film').film.noisy.slice(0, 784))")
-        wanted = images.to_pixels(noise([67]), 0.5, 0.3081).numpy().astype(int)
+        wanted = images.to_pixels(flow.noise([67]), 0.5, 0.3081).numpy().astype(int)
         assert np.abs(np.array(shown).reshape(1, 28, 28) - wanted).max() <= 1
         page.click("label:has([value='3'])")  # a choice made meanwhile counts
         waiting[0].continue_()
@@ -416,6 +416,135 @@ def test_a_sheet_needs_a_class_and_room_for_its_seeds(page):
     expect(page.locator("[data-field=classes] .problem")).to_be_empty()
 
 
+# ---- a flow map
+
+
+@pytest.fixture(scope="module")
+def flow_map(tmp_path_factory) -> weights.Weights:
+    return save(tmp_path_factory.mktemp("map") / "weights", network=FlowMap, steps=3)
+
+
+@pytest.fixture(scope="module")
+def map_address(flow_map, tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("map") / "page"
+    site.export(flow_map.source, folder)
+    with serve_files(folder) as address:
+        yield f"{address}/"
+
+
+def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map_address, flow_map):
+    with visit(chromium, f"{map_address}?guidance=0.5") as (page, open):
+        open()
+        said = settle(page, "A 7, drawn in 3 steps")
+        assert said.endswith("Drawn at guidance 1: this network knows no guidance between 0 and 1.")
+        assert query(page) == "?digit=7&seed=67&steps=3&guidance=1"
+        assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=1))
+        film = sampling.draw_film(flow_map.network, torch.tensor([7]), [67], flow_map.sampling.updated(guidance=1))
+        for name in ("predicted", "velocity"):  # they cost forwards of their own
+            shown = page.evaluate("name => Array.from(document.getElementById('film').film[name])", name)
+            assert_same(np.array(shown).reshape(-1, 28, 28), getattr(film, name)[:, 0].numpy().astype(int))
+        page.click("#tab-numbers")
+        page.fill("[name=count]", "3")
+        page.click("text=Draw the sheet")
+        assert settle(page, "3 digits, drawn").endswith("this network knows no guidance between 0 and 1.")
+        assert_same(drawn(page, "sheet"), expected(flow_map, list("012"), range(67, 70), guidance=1))
+        page.evaluate("document.querySelector('details').open = true")
+        page.fill("[name=guidance]", "2")
+        page.click("#tab-digit")
+        said = settle(page, "A 7, drawn in 3 steps")
+        wait_until(lambda: query(page).endswith("guidance=2"), 60, "the guidance is drawn")
+        assert "Drawn at guidance" not in page.locator("#news").inner_text()
+        assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=2))
+
+
+def between(loaded: weights.Weights, name: str, seed: int, place: tuple[float, float], **how) -> np.ndarray:
+    """What Python draws at a place between the noises of four seeds, [1, 28, 28]."""
+    (x, y), noises = torch.tensor(place), flow.noise(range(seed, seed + 4)).split(1)
+    start = flow.slerp(flow.slerp(*noises[:2], x), flow.slerp(*noises[2:], x), y)
+    network, labels = loaded.network, torch.tensor([loaded.network.class_names.index(name)])
+    *_, last = sampling.states_from(network, start, labels, loaded.sampling.updated(**how), nullcontext)
+    return images.to_pixels(last.x, network.pixel_mean, network.pixel_std).numpy().astype(int)
+
+
+def walked(page) -> np.ndarray:
+    """The digit at the point, once that rests."""
+    wait_until(
+        lambda: page.evaluate("location.search.endsWith(`&walk=${document.getElementById('stroll').place}`)"),
+        60,
+        "the point rests",
+    )
+    return np.array(page.evaluate("Array.from(document.getElementById('stroll').pixels)")).reshape(1, 28, 28)
+
+
+def test_a_walk_draws_between_four_noises(chromium, map_address, flow_map):
+    with visit(chromium, f"{map_address}?walk=0.25,0.75&digit=3") as (page, open):
+        open()
+        before = walked(page)
+        expect(page.locator("#tab-walk")).to_have_attribute("aria-selected", "true")
+        assert_same(before, between(flow_map, "3", 67, (0.25, 0.75)))
+        corners = """() => document.getElementById("stroll").corners.map(corner =>
+            Array.from(corner.getContext("2d").getImageData(0, 0, 28, 28).data.filter((_, i) => i % 4 === 0)))"""
+        wanted = expected(flow_map, ["3"] * 4, range(67, 71))
+        wait_until(
+            lambda: np.abs(np.array(page.evaluate(corners)).reshape(4, 28, 28) - wanted).max() <= 1, 60, "corners"
+        )
+
+        box = page.locator(".walk-field").bounding_box()
+        page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.75 * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.1 * box["height"], steps=10)
+        page.mouse.up()
+        page.mouse.move(box["x"], box["y"])  # the button is up: the point stays
+        after = walked(page)
+        place = page.evaluate("document.getElementById('stroll').place")
+        assert place == pytest.approx([0.8, 0.1], abs=0.01)
+        assert np.abs(after - before).mean() > 3
+        assert_same(after, between(flow_map, "3", 67, place))
+
+        page.focus(".walk-plane")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Shift+ArrowDown")
+        assert_same(walked(page), between(flow_map, "3", 67, (place[0] + 0.02, place[1] + 0.1)))
+        expect(page.locator(".walk-plane")).to_have_attribute(
+            "aria-valuetext", re.compile("^82% to the right, 20% down$")
+        )
+
+        page.fill("[name=steps]", "9")  # more than a walk takes
+        settle(page, "A 3, drawn in 4 steps between four noises")
+        assert_same(walked(page), between(flow_map, "3", 67, (place[0] + 0.02, place[1] + 0.1), steps=4))
+
+
+def test_a_walk_leaves_out_what_it_has_no_time_for(chromium, map_address, flow_map):
+    with visit(chromium, f"{map_address}?walk=0,0&steps=4") as (page, open):
+        page.add_init_script(COUNT)
+        open()
+        walked(page)
+        drawings = page.evaluate("sent.length")
+        moves = "() => { for (let i = 1; i <= 50; i++) document.getElementById('stroll').place = [i / 50, 0.5]; }"
+        page.evaluate(moves)
+        assert_same(walked(page), between(flow_map, "7", 67, (1, 0.5), steps=4))
+        assert page.evaluate("sent.length") - drawings <= 4 + 4  # the corners may still have been to come
+        page.evaluate(moves)
+        page.click("#tab-why")  # the engines are at work
+        settle(page, "7 from seed 67, in 1, 2, 4, 8, 16, 32 steps")
+        page.click("#tab-walk")
+        assert_same(walked(page), between(flow_map, "7", 67, (1, 0.5), steps=4))
+
+
+def test_a_walk_needs_room_for_four_seeds_and_a_flow_map(chromium, address, map_address):
+    with visit(chromium, f"{map_address}?walk=here&seed={2**31 - 2}") as (page, open):
+        open()
+        words = page.locator("[data-field=seed] .problem")
+        expect(words).to_have_text(f"Seed must be a whole number from 0 to {2**31 - 4}.")
+        page.fill("#seed", "5")
+        walked(page)
+    with visit(chromium, f"{address}?walk=0.5,0.5") as (page, open):
+        open()
+        settle(page, "A 7, drawn in 6 steps")
+        expect(page.locator("#tab-walk")).to_be_hidden()
+        assert "walk" not in query(page)
+
+
 # ---- weights that cannot be used, and weights of others
 
 
@@ -600,17 +729,19 @@ def test_with_reduced_motion_only_the_finished_digit_appears(chromium, address):
 
 
 @pytest.mark.parametrize("width", [320, 375, 768])
-def test_nothing_sticks_out_on_a_narrow_screen(chromium, address, width):
-    with visit(chromium, f"{address}?number=1904198", viewport={"width": width, "height": 667}) as (page, open):
+def test_nothing_sticks_out_on_a_narrow_screen(chromium, map_address, width):
+    with visit(chromium, f"{map_address}?number=1904198", viewport={"width": width, "height": 667}) as (page, open):
         open()
         settle(page, "1904198")
         page.fill("[name=count]", "12")
         page.click("text=Draw the sheet")
         settle(page, "12 digits")
-        for name in ("numbers", "why", "digit"):
+        for name in ("numbers", "why", "walk", "digit"):
             page.click(f"#tab-{name}")
             page.wait_for_timeout(100)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            tab = page.locator(f"#tab-{name}").bounding_box()
+            assert tab["x"] + tab["width"] <= width - 12, name
         settle(page, "A 7")
         if width == 375:  # the digit is in sight of the classes
             box = page.locator("#film canvas").first.bounding_box()

@@ -30,6 +30,7 @@ class Engine {
     #worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
     #id = 0;
     #drawing = null;
+    isReady = false;
     drawn = Promise.resolve(); // settled once nothing is being drawn
 
     // `weights` and `partner` as for the worker; `ready` resolves to {config, sampling} of the weights, or fails with
@@ -46,7 +47,7 @@ class Engine {
             };
             this.#worker.onerror = () => reject(new Error("The network does not start; reload the page"));
         });
-        this.ready.catch(() => {}); // whoever waits for it hears of it
+        this.ready.then(() => this.isReady = true, () => {}); // whoever waits for it hears of it
         const ports = [weights, partner].filter(value => value instanceof MessagePort);
         this.#worker.postMessage({kind: "load", weights, partner}, ports);
     }
@@ -306,18 +307,17 @@ function walk() {
     const seeds = [0, 1, 2, 3].map(i => seed + i), labels = [classes.indexOf(digit)];
     const draw = async (engine, noise) => {
         let newest;
-        await engine.ready;
         const isDone = await engine.draw({labels, noise, steps, guidance, time_shift}, ({x}) => newest = x);
         return isDone && newest;
     };
     const alt = guidance === 0 ? "An image of any class" : `The ${digits.named(digit)}`;
-    const engines = [first, ...sheet.running ? [] : helpers.slice(0, 1)];
+    const engines = () => [first, ...sheet.running ? [] : helpers.filter(({isReady}) => isReady).slice(0, 1)];
     stroll.begin({seeds, noises: seeds.map(noise), alt, engines, draw, fail});
 }
 
 $("stroll").addEventListener("digit-walk", ({detail: {rate}}) => {
     const wanted = subject(), steps = Math.min(wanted.steps, WALKING_STEPS);
-    const text = `${digits.alt({...wanted, steps}).replace(/ from .*/, "")} between four noises`;
+    const text = `${digits.alt({...wanted, steps}).replace(/ from the noise of seed \d+$/, "")} between four noises`;
     sayDrawn(rate > 1.5 ? `${text}: ${rate.toFixed(0)} digits a second` : text, wanted);
     follow(wanted);
 });

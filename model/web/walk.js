@@ -1,10 +1,11 @@
 // <digit-walk>: a plane whose corners are four noises. Drag the point between them, and every mixture becomes a digit.
 //
 // `begin({seeds, noises, alt, engines, draw, fail})` draws the corners and the digit at `place`: four seeds with their
-// noises in reading order, what the digit is called, and `draw(engine, noise)`, a promise of a digit [784] or of
-// nothing where something else came first. Each engine draws one digit at a time, always at the newest place: none
-// waits in a queue. `end()` asks for no more. The event "digit-walk" says that the point rests; its `detail.rate` is
-// the number of digits a second that were shown on the way, or 0 after a single one.
+// noises in reading order, what the digit is called, a function that returns the engines that are free for it, and
+// `draw(engine, noise)`, a promise of a digit [784], or of nothing where something else came first. Each engine draws
+// one digit at a time, always at the newest place: none waits in a queue. `end()` asks for no more. The event
+// "digit-walk" says that the point rests; its `detail.rate` is the number of digits a second that were shown on the
+// way, or 0 after a single one.
 
 import { slerp } from "./flow.js";
 
@@ -106,7 +107,7 @@ class DigitWalk extends HTMLElement {
 
     #draw() {
         this.#moves++;
-        for (const engine of this.#scene?.engines ?? []) this.#work(engine);
+        for (const engine of this.#scene?.engines() ?? []) this.#work(engine);
     }
 
     // Draw with an engine until nothing is left to be drawn.

@@ -74,7 +74,8 @@ def write(loaded: weights.Weights, folder: Path, address: str) -> None:
         "picture": escape(address + PICTURE),
         "address": f'<meta property="og:url" content="{escape(address)}">' if address else "",
         "title": words.TITLE,
-        **{name: words.section(*getattr(words, name.upper())) for name in ("steps", "number", "sheet")},
+        "steps": words.section(*words.steps_of(loaded.network.kind, compared=False)),
+        **{name: words.section(*getattr(words, name.upper())) for name in ("number", "sheet")},
         "guidance": words.GUIDANCE,
         "settings": json.dumps(settings(loaded, kept.name), ensure_ascii=False).replace("<", "\\u003c"),
     }

@@ -91,8 +91,10 @@ def flags_of(name: str) -> str:
 def shared(options: dict, points: int) -> dict:
     """The settings of every row: the `options` asked for, and what a run of so many epochs needs."""
     config = Config(**options)
-    steps = config.epochs * ((60_000 + 2 * config.blank_images) // config.batch)
-    run = {"warmup_steps": round(WARMUP * steps), "preview_every": config.epochs / points, "keep_weights": True}
+    per_epoch = (60_000 + 2 * config.blank_images) // config.batch
+    steps = max(1, round(config.epochs * per_epoch))
+    run = {"warmup_steps": round(WARMUP * steps), "keep_weights": True}
+    run["preview_every"] = math.ceil(steps / points) / per_epoch  # epochs; not one more picture just before the end
     return {**run, **options}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import flags
 from tests.recovery import kills
-from training import checkpoint, train
+from training import checkpoint, command
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 
@@ -150,10 +150,10 @@ def test_run_does_not_write_into_a_folder_that_belongs_to_another_by_now(go, tmp
 
 def test_second_process_in_a_folder_is_refused_and_the_first_continues(go, tmp_path, capsys):
     assert go("--name", "a", epochs=2, stop_after=3) == 143
-    first = train.resume({}, Path("runs/a"))
+    first = command.resume(Trainer, {}, Path("runs/a"))
     assert go("--resume", "runs/a") == 2
     assert "another process is training in runs/a" in capsys.readouterr().err
-    assert train.train(first) == 0
+    assert command.train(first) == 0
     assert checkpoint.load(tmp_path / "runs/a")[0]["step"] == 8
     assert go("--resume", "runs/a") == 0  # the folder is free again
     assert [json.loads(line)["step"] for line in (tmp_path / "runs/a/history.jsonl").open()] == [0, 3, 8]

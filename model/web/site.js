@@ -603,7 +603,8 @@ async function start() {
         if (place.length === 2 && place.every(Number.isFinite)) elements.stroll.place = place;
         openTab("walk");
         walk();
-    } else await drawDigit();
+    } else if (tab === "digit") await drawDigit();
+    else draw(); // a visitor opened another tab meanwhile
 }
 
 // The service worker keeps the page for the next visit, also without a network.

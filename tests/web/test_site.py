@@ -514,6 +514,17 @@ def test_a_walk_draws_between_four_noises(chromium, map_address, flow_map):
         assert_same(walked(page), between(flow_map, "3", 67, (place[0] + 0.02, place[1] + 0.1), steps=4))
 
 
+def test_a_tab_that_is_opened_before_the_network_is_there_is_drawn(chromium, map_address, flow_map):
+    with visit(chromium, map_address) as (page, open):
+        waiting = []
+        page.route("**/model.safetensors", lambda route: waiting.append(route))
+        open()
+        wait_until(lambda: waiting or page.wait_for_timeout(20), 60, "the weights are asked for")
+        page.click("#tab-walk")
+        waiting[0].continue_()
+        assert_same(walked(page), between(flow_map, "7", 67, (0.5, 0.5)))
+
+
 def test_a_walk_leaves_out_what_it_has_no_time_for(chromium, map_address, flow_map):
     with visit(chromium, f"{map_address}?walk=0,0&steps=4") as (page, open):
         page.add_init_script(COUNT)

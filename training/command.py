@@ -35,10 +35,8 @@ def resume(trainer: type[Trainer], options: dict, path: Path) -> Trainer:
     config = trainer.config_class.load(path / CONFIG)
     fixed = sorted(name for name, value in options.items() if name not in RESUMABLE and value != getattr(config, name))
     if fixed:
-        raise ValueError(
-            f"a resumed run keeps its {', '.join(fixed)}; to change it, start another run with "
-            f"--init {quoted(path / WEIGHTS)}"
-        )
+        begin = f" with --init {quoted(path / WEIGHTS)}" if hasattr(config, "init") else ""
+        raise ValueError(f"a resumed run keeps its {', '.join(fixed)}; to change it, start another run{begin}")
     folder = RunFolder(path)
     run = trainer(replace(config, **options), folder)
     folder.claim()

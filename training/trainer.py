@@ -118,6 +118,8 @@ class Trainer:
         if not config.init:
             return cls(config, folder)
         loaded = weights.load(config.init, dtype=torch.float32)
+        if loaded.network.kind != DiT.kind:
+            raise ValueError(f"the weights in {config.init} are a {loaded.network.kind}; start from its teacher's")
         config = replace(config, **{name: getattr(loaded.network, name) for name in NETWORK})
         other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
         if other:

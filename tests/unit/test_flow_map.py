@@ -313,6 +313,18 @@ def test_trial_writes_nothing(distil, small_weights, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_training_does_not_start_from_a_map(flow_map, go, tmp_path, capsys):
+    weights.save(flow_map, tmp_path / "map", SamplingConfig(), {})
+    assert go("--name", "a", init=tmp_path / "map") == 2
+    assert capsys.readouterr().err.endswith("map are a flow map; start from its teacher's\n")
+
+
+def test_resumed_run_keeps_its_recipe(distil, small_weights, capsys):
+    assert distil("--name", "a", "--teacher", str(small_weights), stop_after=2) == 143
+    assert distil("--resume", "runs/a", "--lr", "0.5") == 2
+    assert "a resumed run keeps its lr; to change it, start another run\n" in capsys.readouterr().err
+
+
 def test_map_as_teacher_is_one_sentence(distil, flow_map, tmp_path, capsys):
     weights.save(flow_map, tmp_path / "map", SamplingConfig(), {})
     assert distil("--teacher", "map") == 2

@@ -68,10 +68,7 @@
         form.addEventListener("click", ({target}) => {
             const pressed = target.closest("button");
             if (!pressed) return;
-            if (pressed.type === "submit") {
-                trigger("stop"); // what is being drawn, which Gradio would finish first
-                send("submit");
-            }
+            if (pressed.type === "submit") send("submit");
             else if (pressed.value === "stop") trigger("stop");
             else if (pressed.value === "copy") copyLink(pressed);
             else if (pressed.value === "another") {

@@ -1,4 +1,4 @@
-"""Distillation: a velocity network becomes a flow map, by regression on its own trajectories."""
+"""Distillation: a velocity network becomes a flow map, by regression on its own trajectories or by consistency."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +11,12 @@ from torch import nn
 from model import weights
 from model.common import sha256
 from model.device import has_bfloat16
+from model.dit import DiT
 from model.flow_map import FlowMap
-from training.config import DISTILL_PRESETS, DistillConfig
+from training import distributed
+from training.config import DISTILL_PRESETS, Config, DistillConfig
+from training.consistency import Consistency
+from training.data import Batches, training_set
 from training.run_folder import WEIGHTS, RunFolder
 from training.trainer import Trainer
 from training.trajectories import Trajectories
@@ -58,14 +62,29 @@ class Distiller(Trainer):
         self.initialized_from = teacher.metrics.get("training")
         self.data = teacher.metrics.get("training", {}).get("data", "mnist")
         self.data_sha256 = sha256(self.teacher / weights.TENSORS)
-        self.batches = Trajectories(
-            weights.load(where, self.device).network,
-            teacher.sampling.time_shift,
-            self.config.trajectories,
-            self.config.batch,
-            self.config.label_drop,
-            self.config.seed,
-        )
+        drawing = weights.load(where, self.device).network
+        if self.config.objective == "consistency":
+            self.batches = Consistency(self.network, drawing, teacher.sampling.time_shift, self.images(drawing))
+        else:
+            self.batches = Trajectories(
+                drawing,
+                teacher.sampling.time_shift,
+                self.config.trajectories,
+                self.config.batch,
+                self.config.label_drop,
+                self.config.seed,
+            )
+
+    def images(self, teacher: DiT) -> Batches:
+        """Batches of the images that the teacher was trained on; raises ValueError for those of other classes."""
+        config = self.config
+        pixels, labels, names = training_set(self.data, config.data_root, Config.blank_images)
+        if names != teacher.class_names:
+            raise ValueError(
+                f"{self.data} does not have the teacher's classes; --objective trajectories needs no images"
+            )
+        where = self.device, distributed.rank(), distributed.world_size()
+        return Batches(pixels, labels, config.batch, config.label_drop, teacher.null_label, config.seed, *where)
 
     def check_source(self) -> None:
         if not self.folder.began_with(self.data, self.data_sha256):
@@ -78,7 +97,8 @@ class Distiller(Trainer):
         return make_loss(network, self.config, self.device, bfloat16)
 
     def prepare(self, trial: bool = False) -> None:
-        self.batches.prepare(None if trial else self.folder.path / TRAJECTORIES, self.must_stop)
+        if isinstance(self.batches, Trajectories):
+            self.batches.prepare(None if trial else self.folder.path / TRAJECTORIES, self.must_stop)
 
     def save_weights(self, folder: Path) -> None:
         weights.save(self.ema, folder, self.sampling, {"training": self.summary()}, self.teacher)

@@ -15,6 +15,7 @@ from model.sampling import SamplingConfig, draw_film, states
 from tests.recovery.kills import equal, flat
 from training import checkpoint, distillation, trajectories
 from training.config import DistillConfig
+from training.consistency import Consistency
 from training.distill import main
 from training.trajectories import LEGS, SHARD, Trajectories
 
@@ -69,11 +70,11 @@ class GaussianTeacher(torch.nn.Module):
         self.anchor = torch.nn.Parameter(torch.zeros(()))
 
     def with_cached_modulations(self, times):
-        def velocity(x, t, labels):
-            factor = torch.where(labels == self.null_label, 2.0, 1.0).view(-1, 1, 1, 1)
-            return factor * gaussian_velocity(x, t)
+        return self
 
-        return velocity
+    def forward(self, x, t, labels):
+        factor = torch.where(labels == self.null_label, 2.0, 1.0).view(-1, 1, 1, 1)
+        return factor * gaussian_velocity(x, t.view(-1, 1, 1, 1) if isinstance(t, torch.Tensor) else t)
 
 
 @pytest.fixture
@@ -235,6 +236,29 @@ def test_loss_is_zero_at_the_exact_map_and_weighs_errors_down():
     assert exact(**pair) == 0
 
 
+class GaussianMap(torch.nn.Module):
+    """The exact map of Gaussian images under the guidance of `GaussianTeacher`."""
+
+    def forward(self, x, t, s, labels, guidance):
+        t, s, w = (number.view(-1, 1, 1, 1) for number in (t, s, guidance))
+        return x * ((spread(s) / spread(t)) ** (2 - w) - 1) / (s - t)
+
+
+def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
+    """The teacher's velocity under guidance w is (2 − w) times that of its class, as above."""
+    teacher = GaussianTeacher()
+    source = Consistency(GaussianMap(), teacher, 1.63, None)
+    inputs["labels"].fill_(3)
+    found = source.target(**inputs)
+    still = inputs["t"] == inputs["s"]
+    power = (2 - inputs["guidance"]).view(-1, 1, 1, 1)
+    t = inputs["t"].view(-1, 1, 1, 1)
+    torch.testing.assert_close(found[still], (power * gaussian_velocity(inputs["x"], t))[still])
+    exact = GaussianMap()(**inputs)
+    torch.testing.assert_close(found[~still], exact[~still], atol=0.06, rtol=0.06)
+    assert (found[~still] + exact[~still]).abs().mean() > 0.3  # a swapped sign would be far off
+
+
 TINY = ["--trajectories=128", "--batch=64", "--epochs=3", "--no-compile", "--log-every=1", "--warmup-steps=2"]
 
 
@@ -254,7 +278,7 @@ def distil(small_weights, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(distillation.Distiller, "advance", advance)
             try:
-                return main([*arguments, *([] if "--resume" in arguments else [*TINY, "--device=cpu"])])
+                return main([*([] if "--resume" in arguments else [*TINY, "--device=cpu"]), *arguments])
             except SystemExit as stop:
                 return stop.code
 
@@ -277,6 +301,16 @@ def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weight
     assert found.network.embed_step.mlp[2].weight.abs().max() > 0
     lines = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_consistency_trains_and_resumes_exactly(distil, small_weights, root, tmp_path):
+    how = ("--objective=consistency", f"--data-root={root}", "--teacher", str(small_weights))
+    assert distil("--name", "whole", *how, "--epochs=0.1") == 0
+    assert distil("--name", "parts", *how, "--epochs=0.1", stop_after=2) == 143
+    assert distil("--resume", "runs/parts") == 0
+    whole, parts = (flat(checkpoint.load(tmp_path / "runs" / name)[0]) for name in ("whole", "parts"))
+    assert [name for name in whole if not equal(whole[name], parts[name])] == ["seconds"]
+    assert not (tmp_path / "runs/whole/trajectories").exists()
 
 
 def test_another_teacher_is_refused_on_resume(distil, small_weights, tmp_path, capsys):

@@ -1,0 +1,70 @@
+"""Consistency along the teacher: distillation on noised images, with the map itself as a part of the target.
+
+The teacher goes a short leg from t to m, the map the rest from m to s; together they are where a jump from t to s
+should land (consistency of trajectories, Kim et al., arXiv 2310.02279, §3.2; for the average velocity, Geng et al., arXiv
+2505.13447).
+"""
+
+import math
+
+import torch
+
+from model import flow, images
+from model.device import has_bfloat16
+from model.dit import DiT
+from model.flow_map import FlowMap
+from model.sampling import MAX_GUIDANCE
+from training.data import Batches, seeded
+from training.trajectories import FROM_NOISE, PLAIN, TO_IMAGE, Pairs
+
+LEG = 0.03  # of the teacher, in t
+STILL = 0.15  # share of pairs with s = t
+
+
+class Consistency:
+    """The pairs of every step: noised images of `batches`, and targets from the teacher and the map as it is then."""
+
+    def __init__(self, network: FlowMap, teacher: DiT, time_shift: float, batches: Batches):
+        self.network, self.teacher, self.time_shift, self.batches = network, teacher, time_shift, batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.batches.steps_per_epoch
+
+    @torch.no_grad()
+    def at(self, step: int) -> Pairs:
+        """The pairs of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1, s =
+        0 or s = t for shares of them; the guidance is that of `Trajectories`."""
+        batch, device = self.batches.at(step), self.batches.device
+        generator = seeded(device, self.batches.seed, "consistency", step)
+        count = self.batches.batch
+        normal = torch.randn(count, generator=generator, device=device)
+        a, b, c, d, e = (
+            row[self.batches.order.local_slice] for row in torch.rand(5, count, generator=generator, device=device)
+        )
+        times = flow.logit_normal(
+            torch.stack([batch.normal, normal[self.batches.order.local_slice]]), 0, 1, self.time_shift
+        )
+        t = times.amax(0).masked_fill(a < FROM_NOISE, 1)
+        s = torch.where(b < STILL, t, times.amin(0).masked_fill(c < TO_IMAGE, 0))
+        guidance = torch.exp(d * math.log(MAX_GUIDANCE)).masked_fill(e < PLAIN, 1)
+        image = images.to_model(batch.pixels, self.teacher.pixel_mean, self.teacher.pixel_std)
+        x, _ = flow.path(image, batch.noise, t)
+        return Pairs(x, t, s, batch.labels, guidance, self.target(x, t, s, batch.labels, guidance))
+
+    def target(self, x, t, s, labels, guidance) -> torch.Tensor:
+        """Where the teacher's leg and the map's rest lead, as the average velocity from t to s; at s = t the teacher's
+        guided velocity."""
+
+        def wide(number: torch.Tensor) -> torch.Tensor:
+            return number.view(-1, 1, 1, 1)
+
+        null = torch.full_like(labels, self.teacher.null_label)
+        both = self.teacher(torch.cat([x, x]), torch.cat([t, t]), torch.cat([null, labels]))
+        v = torch.lerp(*both.chunk(2), wide(guidance))
+        m = torch.maximum(s, t - LEG)
+        x_m = x + wide(m - t) * v
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=has_bfloat16(x.device)):
+            rest = self.network(x_m, m, s, labels, guidance).float()
+        x_s = x_m + wide(s - m) * rest
+        return torch.where(wide(t > s), (x - x_s) / wide(t - s).clamp(min=1e-6), v)

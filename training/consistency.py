@@ -1,8 +1,8 @@
 """Consistency along the teacher: distillation on noised images, with the map itself as a part of the target.
 
 The teacher goes a short leg from t to m, the map the rest from m to s; together they are where a jump from t to s
-should land (consistency of trajectories, Kim et al., arXiv 2310.02279, §3.2; for the average velocity, Geng et al., arXiv
-2505.13447).
+should land (consistency of trajectories, Kim et al., arXiv 2310.02279, §3.2; for the average velocity, Geng et al.,
+arXiv 2505.13447).
 """
 
 import math

@@ -5,17 +5,14 @@ should land (consistency of trajectories, Kim et al., arXiv 2310.02279, §3.2; f
 arXiv 2505.13447).
 """
 
-import math
-
 import torch
 
 from model import flow, images
 from model.device import has_bfloat16
 from model.dit import DiT
 from model.flow_map import FlowMap
-from model.sampling import MAX_GUIDANCE
 from training.data import Batches, seeded
-from training.trajectories import FROM_NOISE, PLAIN, TO_IMAGE, Pairs
+from training.trajectories import FROM_NOISE, TO_IMAGE, Pairs, guidance_scales
 
 LEG = 0.03  # of the teacher, in t
 STILL = 0.15  # share of pairs with s = t
@@ -35,19 +32,14 @@ class Consistency:
     def at(self, step: int) -> Pairs:
         """The pairs of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1, s =
         0 or s = t for shares of them; the guidance is that of `Trajectories`."""
-        batch, device = self.batches.at(step), self.batches.device
-        generator = seeded(device, self.batches.seed, "consistency", step)
-        count = self.batches.batch
-        normal = torch.randn(count, generator=generator, device=device)
-        a, b, c, d, e = (
-            row[self.batches.order.local_slice] for row in torch.rand(5, count, generator=generator, device=device)
-        )
-        times = flow.logit_normal(
-            torch.stack([batch.normal, normal[self.batches.order.local_slice]]), 0, 1, self.time_shift
-        )
+        batches, device, mine = self.batches, self.batches.device, self.batches.order.local_slice
+        batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
+        normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
+        a, b, c, d, e = torch.rand(5, batches.batch, generator=generator, device=device)[:, mine]
+        times = flow.logit_normal(torch.stack([batch.normal, normal]), 0, 1, self.time_shift)
         t = times.amax(0).masked_fill(a < FROM_NOISE, 1)
         s = torch.where(b < STILL, t, times.amin(0).masked_fill(c < TO_IMAGE, 0))
-        guidance = torch.exp(d * math.log(MAX_GUIDANCE)).masked_fill(e < PLAIN, 1)
+        guidance = guidance_scales(d, e)
         image = images.to_model(batch.pixels, self.teacher.pixel_mean, self.teacher.pixel_std)
         x, _ = flow.path(image, batch.noise, t)
         return Pairs(x, t, s, batch.labels, guidance, self.target(x, t, s, batch.labels, guidance))

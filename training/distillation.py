@@ -25,13 +25,13 @@ TRAJECTORIES = "trajectories"  # in the folder of a run
 EASY = 0.01  # a mean squared error from which on the weight of an image grows no further
 
 
-def make_loss(network: nn.Module, config: DistillConfig, device: torch.device, bfloat16: bool = True) -> Callable:
+def make_loss(network: nn.Module, config: DistillConfig, device: torch.device) -> Callable:
     """The weighted squared error of the average velocity, as a function of the fields of `trajectories.Pairs`.
 
     An image with the mean squared error e has the weight 1 / (e + EASY)^p: otherwise the long jumps, whose errors are
     much larger, would be all that counts (the adaptive weights of Geng et al., arXiv 2505.13447, §4.3).
     """
-    bfloat16 = bfloat16 and has_bfloat16(device)  # asked here: inside the loss it would break the compiled graph
+    bfloat16 = has_bfloat16(device)  # asked here: inside the loss it would break the compiled graph
 
     def loss(x, t, s, labels, guidance, u):
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
@@ -93,8 +93,8 @@ class Distiller(Trainer):
                 "weights back, or start another run"
             )
 
-    def make_loss(self, network: nn.Module, bfloat16: bool = True) -> Callable:
-        return make_loss(network, self.config, self.device, bfloat16)
+    def make_loss(self, network: nn.Module) -> Callable:
+        return make_loss(network, self.config, self.device)
 
     def prepare(self, trial: bool = False) -> None:
         if isinstance(self.batches, Trajectories):

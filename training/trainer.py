@@ -103,9 +103,9 @@ class Trainer:
         """Raise ValueError where the run began with something else to learn from."""
         self.folder.check_data(self.data, self.data_sha256)
 
-    def make_loss(self, network: nn.Module, bfloat16: bool = True) -> Callable:
+    def make_loss(self, network: nn.Module) -> Callable:
         """The loss as a function of the fields of a batch."""
-        return make_loss(network, self.config, self.device, bfloat16)
+        return make_loss(network, self.config, self.device)
 
     def prepare(self, trial: bool = False) -> None:
         """What has to be done before the first step; writes nothing for a `trial` of one step."""

@@ -40,6 +40,11 @@ class Pairs(NamedTuple):
     u: torch.Tensor  # [B, 1, 28, 28], average velocity from t to s; at s = t the velocity
 
 
+def guidance_scales(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The guidance scales of examples, from two uniform numbers for each."""
+    return torch.exp(a * math.log(MAX_GUIDANCE)).masked_fill(b < PLAIN, 1)
+
+
 class Trajectories:
     """`count` trajectories of a teacher, shard by shard a function of the seed, and the pairs of every step.
 
@@ -69,11 +74,13 @@ class Trajectories:
             return
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{shard:05d}.safetensors" for shard in range(self.shards)]
-        own = range(distributed.rank(), self.shards, distributed.world_size())
-        missing = [shard for shard in own if not paths[shard].exists()]
-        for shard in tqdm(missing, "trajectories", unit_scale=SHARD, dynamic_ncols=True, disable=not missing):
+        rank, world = distributed.rank(), distributed.world_size()
+        rounds = range(-(-self.shards // world))  # as many in every process: `must_stop` has them agree
+        for shard in tqdm([world * i + rank for i in rounds], "trajectories", unit_scale=SHARD, dynamic_ncols=True):
             if must_stop():
                 return
+            if shard >= self.shards or paths[shard].exists():
+                continue
             with replacing(paths[shard]) as new:
                 try:
                     save_file(self.draw(shard), new)
@@ -102,19 +109,17 @@ class Trajectories:
         noise = torch.randn(SHARD, 1, SIZE, SIZE, generator=generator)
         labels = torch.randint(self.teacher.null_label, (SHARD,), generator=generator)
         labels = labels.masked_fill(uniform(SHARD) < self.label_drop, self.teacher.null_label)
-        guidance = torch.exp(uniform(SHARD) * math.log(MAX_GUIDANCE)).masked_fill(uniform(SHARD) < PLAIN, 1)
+        guidance = guidance_scales(uniform(SHARD), uniform(SHARD))
         inner = (torch.arange(1, LEGS) + uniform(LEGS - 1) - 0.5) / LEGS
         times = [1.0, *flow.shifted(1 - inner, self.time_shift).tolist(), 0.0]
-        network, size = (
-            self.teacher.with_cached_modulations(times[:-1]),
-            CPU_BATCH if self.device.type == "cpu" else SHARD,
-        )
+        network = self.teacher.with_cached_modulations(times[:-1])
+        size = CPU_BATCH if self.device.type == "cpu" else SHARD
         x, v = [], []
-        for part in zip(*(whole.to(self.device).split(size) for whole in (noise, labels, guidance)), strict=True):
-            start, of, scale = part
-            path = list(
-                flow.sample(flow.guided(network, of, self.teacher.null_label, scale.view(-1, 1, 1, 1)), start, times)
-            )
+        for start, of, scale in zip(
+            *(whole.to(self.device).split(size) for whole in (noise, labels, guidance)), strict=True
+        ):
+            velocity = flow.guided(network, of, self.teacher.null_label, scale.view(-1, 1, 1, 1))
+            path = list(flow.sample(velocity, start, times))
             x.append(torch.cat([state.x for state in path], 1).half().cpu())
             v.append(torch.cat([state.v for state in path[:-1]], 1).half().cpu())
         t = torch.tensor(times).expand(SHARD, -1).contiguous()

@@ -165,7 +165,7 @@ A Diffusion Transformer with separate streams for image and class and {parameter
 
 STAGES = """made in two stages. First flow matching taught a network the velocity from noise to image, which takes many
 small steps to follow. Then distillation turned it into a flow map, which jumps from any point of the path to any later
-one, with the guidance scale as an input, so that a step is a single network call and one to four steps are enough."""
+one, with the guidance scale as an input, so that a step is a single network call."""
 
 
 def teacher(repo: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,7 @@ from training import distributed
 from training.config import DISTILL_PRESETS, Config, DistillConfig
 from training.consistency import Consistency
 from training.data import Batches, training_set
+from training.objective import compiled
 from training.run_folder import WEIGHTS, RunFolder
 from training.trainer import Trainer
 from training.trajectories import Trajectories
@@ -64,7 +66,9 @@ class Distiller(Trainer):
         self.data_sha256 = sha256(self.teacher / weights.TENSORS)
         drawing = weights.load(where, self.device).network
         if self.config.objective == "consistency":
-            self.batches = Consistency(self.network, drawing, teacher.sampling.time_shift, self.images(drawing))
+            fast = partial(compiled, device=self.device, graphs=False) if self.config.compile else (lambda same: same)
+            images = self.images(drawing)
+            self.batches = Consistency(self.network, drawing, teacher.sampling.time_shift, images, fast)
         else:
             self.batches = Trajectories(
                 drawing,

@@ -73,17 +73,18 @@ def assigned(noise: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return noise[chosen]
 
 
-def compiled(function: Callable, device: torch.device) -> Callable:
+def compiled(function: Callable, device: torch.device, graphs: bool = True) -> Callable:
     """`function` under torch.compile; unchanged, with a message, where no compiler works.
 
-    On a single GPU it runs as CUDA graphs: its kernels are shorter than the time to launch them.
+    On a single GPU it runs as CUDA graphs, unless without `graphs`: its kernels are shorter than the time to launch
+    them.
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # whatever a missing or broken compiler raises
         print(f"No working compiler here ({type(error).__name__}): training without torch.compile, more slowly.")
         return function
-    graphs = device.type == "cuda" and distributed.world_size() == 1
+    graphs = graphs and device.type == "cuda" and distributed.world_size() == 1
     return torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 

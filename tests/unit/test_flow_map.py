@@ -241,7 +241,8 @@ class GaussianMap(torch.nn.Module):
 
     def forward(self, x, t, s, labels, guidance):
         t, s, w = (number.view(-1, 1, 1, 1) for number in (t, s, guidance))
-        return x * ((spread(s) / spread(t)) ** (2 - w) - 1) / (s - t)
+        average = x * ((spread(s) / spread(t)) ** (2 - w) - 1) / (s - t)
+        return torch.where(s < t, average, (2 - w) * gaussian_velocity(x, t))
 
 
 def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
@@ -255,7 +256,7 @@ def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
     t = inputs["t"].view(-1, 1, 1, 1)
     torch.testing.assert_close(found[still], (power * gaussian_velocity(inputs["x"], t))[still])
     exact = GaussianMap()(**inputs)
-    torch.testing.assert_close(found[~still], exact[~still], atol=0.06, rtol=0.06)
+    torch.testing.assert_close(found[~still], exact[~still], atol=0.01, rtol=0.01)
     assert (found[~still] + exact[~still]).abs().mean() > 0.3  # a swapped sign would be far off
 
 

@@ -14,7 +14,6 @@ from model.images import SIZE
 from model.sampling import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from training.data import DATASETS
 
-OBJECTIVES = ("trajectories", "consistency")  # of distillation
 MANY = 10**9  # the bound of numbers that have no other
 KINDS = {bool: "true or false", str: "a printable text of at most 1000 characters"}
 
@@ -147,20 +146,13 @@ class DistillConfig(RunConfig):
     """Everything that decides what distillation does. The defaults are for a GPU."""
 
     teacher: str = option("weights", "weights of a velocity network: a folder, or USER/NAME[@revision]")
-    objective: str = option("trajectories", "trajectories of the teacher, or consistency along it, on images")
-    data_root: str = option("data", "folder of the data sets, for consistency")
-    trajectories: int = option(200_000, "trajectories of the teacher, drawn once; an epoch is a pass over them", low=1)
+    data_root: str = option("data", "folder of the data sets")
     steps: int = option(4, "steps of the previews, and default of the weights", low=1, high=MAX_STEPS)
     error_power: float = option(0.5, "p of the weights 1 / error^p of the images in a batch", high=1)
 
-    epochs: float = option(77.0, "passes over the trajectories, or the images", low=1e-6, high=1e6)
+    epochs: float = option(248.0, "passes over the data set", low=1e-6, high=1e6)
 
     program = "training.distill"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be {' or '.join(OBJECTIVES)}, not {check.shown(self.objective)}")
 
 
 # What is taken over from the weights of --init.
@@ -179,7 +171,7 @@ PRESETS = {
 }
 DISTILL_PRESETS = {
     "full": {},
-    "cpu": {**SHORT_RUN, "trajectories": 12_000, "epochs": 30.0, "lr": 5e-4, "warmup_steps": 50, "preview_every": 5.0},
+    "cpu": {**SHORT_RUN, "epochs": 3.0, "lr": 5e-4, "warmup_steps": 50, "preview_every": 0.5},
 }
 
 

@@ -1,11 +1,13 @@
-"""Consistency along the teacher: distillation on noised images, with the map itself as a part of the target.
+"""Consistency along the teacher: the examples from which a flow map learns.
 
 The teacher goes a short leg from t to m, the map the rest from m to s; together they are where a jump from t to s
 should land (consistency of trajectories, Kim et al., arXiv 2310.02279, §3.2; for the average velocity, Geng et al.,
 arXiv 2505.13447).
 """
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -13,15 +15,30 @@ from model import flow, images
 from model.device import has_bfloat16
 from model.dit import DiT
 from model.flow_map import FlowMap
+from model.sampling import MAX_GUIDANCE
 from training.data import Batches, seeded
-from training.trajectories import FROM_NOISE, TO_IMAGE, Pairs, guidance_scales
 
 LEG = 1 / 16  # of the teacher, in t
-STILL = 0.15  # share of pairs with s = t
+FROM_NOISE, TO_IMAGE, STILL = 0.25, 0.25, 0.15  # shares of jumps with t = 1, with s = 0, and with s = t
+UNGUIDED = 0.1  # share of jumps at guidance 1; the others' is log-uniform up to MAX_GUIDANCE
+
+
+class Jumps(NamedTuple):
+    """The input of one step: B jumps, and their targets."""
+
+    x: torch.Tensor  # [B, 1, 28, 28], the noised image at t
+    t: torch.Tensor  # [B]
+    s: torch.Tensor  # [B], at most t
+    labels: torch.Tensor  # int64 [B]
+    guidance: torch.Tensor  # [B], from 1 to MAX_GUIDANCE
+    u: torch.Tensor  # [B, 1, 28, 28], average velocity from t to s; at s = t the velocity
 
 
 class Consistency:
-    """The pairs of every step: noised images of `batches`, and targets from the teacher and the map as it is then."""
+    """The jumps of every step: noised images of `batches`, and targets from the teacher and the map as it is then.
+
+    `compile` is applied to the function that computes the targets.
+    """
 
     def __init__(
         self,
@@ -29,37 +46,37 @@ class Consistency:
         teacher: DiT,
         time_shift: float,
         batches: Batches,
-        compile: Callable = lambda function: function,
+        compile: Callable[[Callable], Callable] = lambda function: function,
     ):
         self.network, self.teacher, self.time_shift, self.batches = network, teacher, time_shift, batches
         self.bfloat16 = has_bfloat16(next(teacher.parameters()).device)  # asked here, for the compiled graph
-        self.compiled_target = compile(self.target)
+        self.target_of = compile(self.target)
 
     @property
     def steps_per_epoch(self) -> int:
         return self.batches.steps_per_epoch
 
     @torch.no_grad()
-    def at(self, step: int) -> Pairs:
-        """The pairs of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1, s =
-        0 or s = t for shares of them; the guidance is that of `Trajectories`."""
+    def at(self, step: int) -> Jumps:
+        """The jumps of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1, s =
+        0 or s = t for shares of them."""
         batches, device, mine = self.batches, self.batches.device, self.batches.order.local_slice
-        batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
+        batch, generator = batches.at(step), seeded(device, batches.seed, "jumps", step)
         normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
         a, b, c, d, e = torch.rand(5, batches.batch, generator=generator, device=device)[:, mine]
         times = flow.logit_normal(torch.stack([batch.normal, normal]), 0, 1, self.time_shift)
         t = times.amax(0).masked_fill(a < FROM_NOISE, 1)
         s = torch.where(b < STILL, t, times.amin(0).masked_fill(c < TO_IMAGE, 0))
-        guidance = guidance_scales(d, e)
+        guidance = torch.exp(d * math.log(MAX_GUIDANCE)).masked_fill(e < UNGUIDED, 1)
         image = images.to_model(batch.pixels, self.teacher.pixel_mean, self.teacher.pixel_std)
         x, _ = flow.path(image, batch.noise, t)
-        return Pairs(x, t, s, batch.labels, guidance, self.compiled_target(x, t, s, batch.labels, guidance))
+        return Jumps(x, t, s, batch.labels, guidance, self.target_of(x, t, s, batch.labels, guidance))
 
     def target(self, x, t, s, labels, guidance) -> torch.Tensor:
         """Where the teacher's leg and the map's rest lead, as the average velocity from t to s; at s = t the teacher's
         guided velocity.
 
-        The leg is a step of the midpoint method, whose first half is a jump of the map: one call of the teacher.
+        The leg is a step of the midpoint method, whose first half is a jump of the map: it calls the teacher once.
         """
 
         def wide(number: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Command: distil a velocity network into a flow map. `python -m training.distill --teacher weights`
 
-The run is like one of `training.train`; its folder also has `trajectories/` of the teacher, which may be deleted when
-it is done, and the teacher itself in `weights/teacher/`.
+The run is like one of `training.train`; it keeps a copy of the teacher in `weights/teacher/`.
 """
 
 import sys

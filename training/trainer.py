@@ -107,9 +107,6 @@ class Trainer:
         """The loss as a function of the fields of a batch."""
         return make_loss(network, self.config, self.device)
 
-    def prepare(self, trial: bool = False) -> None:
-        """What has to be done before the first step; writes nothing for a `trial` of one step."""
-
     @classmethod
     def fresh(cls, options: dict, folder: RunFolder, preset: str) -> Self:
         """A run at its first step, from the weights of --init if given; writes nothing. Raises ValueError or
@@ -145,7 +142,6 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter  # an optional package
 
             self.board = SummaryWriter(self.folder.path / "tensorboard", purge_step=self.step + 1)
-        self.prepare()
         if self.step == 0:
             self.preview()
         while self.step < self.total and not self.must_stop():

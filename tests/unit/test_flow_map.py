@@ -13,11 +13,11 @@ from model.dit import DiT
 from model.flow_map import FlowMap
 from model.sampling import SamplingConfig, draw_film, states
 from tests.recovery.kills import equal, flat
-from training import checkpoint, distillation, trajectories
+from training import checkpoint, data, distillation
 from training.config import DistillConfig
 from training.consistency import Consistency
+from training.data import Batches
 from training.distill import main
-from training.trajectories import LEGS, SHARD, Trajectories
 
 SIGMA = 0.5  # standard deviation of the Gaussian images
 TIMES = flow.time_grid(4, 1.63)
@@ -75,14 +75,6 @@ class GaussianTeacher(torch.nn.Module):
     def forward(self, x, t, labels):
         factor = torch.where(labels == self.null_label, 2.0, 1.0).view(-1, 1, 1, 1)
         return factor * gaussian_velocity(x, t.view(-1, 1, 1, 1) if isinstance(t, torch.Tensor) else t)
-
-
-@pytest.fixture
-def gaussian() -> Trajectories:
-    """One shard along the Gaussian flow."""
-    made = Trajectories(GaussianTeacher(), 1.63, count=SHARD, batch=50, label_drop=0.0, seed=0)
-    made.prepare(None)
-    return made
 
 
 # ---- the network
@@ -187,37 +179,6 @@ def test_unknown_kind_is_one_sentence(flow_map, tmp_path):
 # ---- distillation
 
 
-def test_pairs_on_gaussian_trajectories_are_the_exact_map(gaussian):
-    pairs = [gaussian.at(step) for step in range(40)]
-    for pair in pairs:
-        for x, t, s, w, u in zip(pair.x, pair.t.tolist(), pair.s.tolist(), pair.guidance, pair.u, strict=True):
-            if w == 1:  # elsewhere the velocity is 2 − w times as fast
-                torch.testing.assert_close(x + (s - t) * u, x * spread(s) / spread(t), atol=0.03, rtol=0.02)
-                if s == t:
-                    torch.testing.assert_close(u, gaussian_velocity(x, t), atol=0.005, rtol=0.005)
-    t, s = (torch.cat([getattr(pair, name) for pair in pairs]) for name in "ts")
-    assert (s <= t).all()
-    assert 0.25 <= (t == 1).float().mean() <= 0.35  # a quarter, and one of LEGS of the others
-    assert 0.25 <= (s == 0).float().mean() <= 0.45
-    assert 0.05 <= (s == t).float().mean() <= 0.25
-    assert ((t == 1) & (s == 0)).any()
-
-
-def test_trajectories_follow_their_guidance():
-    """Guidance w takes this teacher along (1 − w) · 2v + w · v = (2 − w) · v: at w = 2 it stands still."""
-    shard = Trajectories(GaussianTeacher(), 1.63, SHARD, 50, label_drop=0.0, seed=0).draw(0)
-    x, w = shard["x"].float(), shard["guidance"]
-    assert shard["x"].shape == (SHARD, LEGS + 1, 28, 28)
-    assert shard["v"].shape == (SHARD, LEGS, 28, 28)
-    assert (w.min(), (w == 1).float().mean()) == (1, pytest.approx(0.1, abs=0.08))
-    scale = (x[:, -1] * x[:, 0]).sum((1, 2)) / x[:, 0].square().sum((1, 2))
-    exact = (SIGMA ** (2 - w)).float()
-    torch.testing.assert_close(scale, exact, rtol=0.05, atol=0)
-    assert len(set(shard["t"][0].tolist())) == LEGS + 1
-    assert (shard["t"][:, 0] == 1).all()
-    assert (shard["t"][:, -1] == 0).all()
-
-
 def test_loss_is_zero_at_the_exact_map_and_weighs_errors_down():
     pair = {"x": torch.randn(2, 1, 28, 28), "t": torch.ones(2), "s": torch.zeros(2)}
     pair |= {"labels": torch.zeros(2).long(), "guidance": torch.ones(2)}
@@ -234,6 +195,10 @@ def test_loss_is_zero_at_the_exact_map_and_weighs_errors_down():
         lambda x, *others: gaussian_average(x, 1.0, 0.0), DistillConfig(), torch.device("cpu")
     )
     assert exact(**pair) == 0
+
+
+class PixelTeacher(GaussianTeacher):
+    pixel_mean, pixel_std = 0.5, 0.25
 
 
 class GaussianMap(torch.nn.Module):
@@ -260,14 +225,36 @@ def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
     assert (found[~still] + exact[~still]).abs().mean() > 0.3  # a swapped sign would be far off
 
 
-TINY = ["--trajectories=128", "--batch=64", "--epochs=3", "--no-compile", "--log-every=1", "--warmup-steps=2"]
+def test_jumps_cover_all_times_and_guidance_scales():
+    pixels, labels = torch.zeros(2000, 28, 28, dtype=torch.uint8), torch.arange(2000) % 10
+    batches = Batches(pixels, labels, 1000, 0.1, 12, 0, torch.device("cpu"))
+    source = Consistency(GaussianMap(), PixelTeacher(), 1.63, batches)
+    jumps = [source.at(step) for step in range(4)]
+    t, s, w, x = (torch.cat([getattr(jump, name) for jump in jumps]) for name in ("t", "s", "guidance", "x"))
+    assert ((s >= 0) & (s <= t) & (t <= 1)).all()
+    for share, expected in (
+        (t == 1, 0.25),
+        (s == 0, 0.25 * 0.85),
+        (s == t, 0.15),
+        ((t == 1) & (s == 0), 0.25 * 0.25 * 0.85),
+        (w == 1, 0.1),
+        (w > 5**0.5, 0.45),
+    ):
+        assert share.float().mean() == pytest.approx(expected, abs=0.03)
+    assert (w.min(), w.max()) == (1, pytest.approx(5, abs=0.1))
+    noise = (x + (1 - t).view(-1, 1, 1, 1) * 0.5 / 0.25).flatten(1) / t.view(-1, 1)  # of black images
+    assert noise.std(1).mean() == pytest.approx(1, abs=0.01)
+    assert torch.equal(source.at(3).x, source.at(3).x)
+
+
+# Six steps.
+TINY = ["--batch=64", "--epochs=0.18", "--no-compile", "--log-every=1", "--warmup-steps=2"]
 
 
 @pytest.fixture
-def distil(small_weights, tmp_path, monkeypatch):
+def distil(small_weights, root, tmp_path, monkeypatch):
     """Run the command on a tiny teacher and return its status; with `stop_after`, SIGTERM arrives after that step."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trajectories, "SHARD", 64)
 
     def distil(*arguments, stop_after=None):
         def advance(self, advance=distillation.Distiller.advance):
@@ -279,7 +266,8 @@ def distil(small_weights, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(distillation.Distiller, "advance", advance)
             try:
-                return main([*([] if "--resume" in arguments else [*TINY, "--device=cpu"]), *arguments])
+                new = [] if "--resume" in arguments else [*TINY, "--device=cpu", f"--data-root={root}"]
+                return main([*new, *arguments])
             except SystemExit as stop:
                 return stop.code
 
@@ -296,22 +284,12 @@ def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weight
     found = weights.load(str(tmp_path / "runs/parts/weights"))
     record = found.metrics["training"]
     assert (whole["step"], record["steps"], found.sampling.steps) == (6, 6, 4)
-    assert record["command"].startswith("python -m training.distill --epochs 3.0 --batch 64")
+    assert record["command"].startswith("python -m training.distill --epochs 0.18 --batch 64")
     assert record["initialized_from"] == {"epochs": 1}
     assert isinstance(found.network, FlowMap)
     assert found.network.embed_step.mlp[2].weight.abs().max() > 0
     lines = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
     assert lines[-1]["loss"] < lines[0]["loss"]
-
-
-def test_consistency_trains_and_resumes_exactly(distil, small_weights, root, tmp_path):
-    how = ("--objective=consistency", f"--data-root={root}", "--teacher", str(small_weights))
-    assert distil("--name", "whole", *how, "--epochs=0.1") == 0
-    assert distil("--name", "parts", *how, "--epochs=0.1", stop_after=2) == 143
-    assert distil("--resume", "runs/parts") == 0
-    whole, parts = (flat(checkpoint.load(tmp_path / "runs" / name)[0]) for name in ("whole", "parts"))
-    assert [name for name in whole if not equal(whole[name], parts[name])] == ["seconds"]
-    assert not (tmp_path / "runs/whole/trajectories").exists()
 
 
 def test_another_teacher_is_refused_on_resume(distil, small_weights, tmp_path, capsys):
@@ -320,26 +298,15 @@ def test_another_teacher_is_refused_on_resume(distil, small_weights, tmp_path, c
     shutil.rmtree(tmp_path / "runs/a/weights")
     weights.save(DiT(width=16, depth=1, heads=1), small_weights, SamplingConfig(), {})
     assert distil("--resume", "runs/a") == 2
-    assert (
-        "does not hold the teacher that the run in runs/a began with; put its weights back" in capsys.readouterr().err
-    )
+    assert "do not hold the teacher and the images that the run in runs/a began with" in capsys.readouterr().err
 
 
-def test_stop_among_the_trajectories_is_continued_by_resume(distil, small_weights, tmp_path, monkeypatch):
-    draw = Trajectories.draw
-
-    def interrupted(self, shard):
-        signal.raise_signal(signal.SIGTERM)
-        return draw(self, shard)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trajectories, "draw", interrupted)
-        assert distil("--name", "a", "--teacher", str(small_weights)) == 143
-    assert [path.name for path in (tmp_path / "runs/a/trajectories").iterdir()] == ["00000.safetensors"]
-    drawn = []
-    monkeypatch.setattr(Trajectories, "draw", lambda self, shard: drawn.append(shard) or draw(self, shard))
-    assert distil("--resume", "runs/a") == 0
-    assert drawn == [1]
+def test_other_images_are_refused_on_resume(distil, small_weights, capsys, monkeypatch):
+    assert distil("--name", "a", "--teacher", str(small_weights), stop_after=2) == 143
+    load = data.training_set
+    monkeypatch.setattr(data, "training_set", lambda *how: (255 - load(*how)[0], *load(*how)[1:]))
+    assert distil("--resume", "runs/a") == 2
+    assert "do not hold the teacher and the images that the run in runs/a began with" in capsys.readouterr().err
 
 
 def test_trial_writes_nothing(distil, small_weights, tmp_path, capsys):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import mean
 
 import torch
 from PIL import Image
@@ -144,6 +145,8 @@ def loss_and_quality(
 
     Runs in `own_loss` are hollow: their losses measure something else, and compare with no others.
     """
+    from matplotlib.ticker import LogLocator, NullLocator  # needed only to measure
+
     with plot(path, size=(9, 5.5)) as (_, axis):
         for name, points in runs.items():
             hollow = name in own_loss
@@ -154,9 +157,9 @@ def loss_and_quality(
         axis.set_title("Fréchet distance ÷ floor", loc="left", fontsize=12, fontweight="bold")
         axis.set_title(f"hollow: losses of another kind   {note}", loc="right", fontsize=9, color=PALE)
         for direction in (axis.xaxis, axis.yaxis):
-            low, high = direction.get_view_interval()
+            direction.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             direction.set_major_formatter("{x:g}")
-            direction.set_minor_formatter("{x:g}" if high < 20 * low else "")
+            direction.set_minor_locator(NullLocator())
         heights = spread(
             [axis.transAxes.inverted().transform(axis.transData.transform(run[-1]))[1] for run in runs.values()], 0.035
         )
@@ -169,16 +172,22 @@ def loss_and_quality(
                 va="center",
                 fontsize=7.5,
                 annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.4},
+                arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.4, "relpos": (0, 0.5)},
             )
 
 
 def spread(heights: list[float], apart: float) -> list[float]:
-    """Heights in the same order, moved up where necessary so that no two are closer than `apart`."""
-    moved, last = dict.fromkeys(range(len(heights)), 0.0), -math.inf
-    for i in sorted(moved, key=heights.__getitem__):
-        last = moved[i] = max(heights[i], last + apart)
-    return list(moved.values())
+    """The nearest heights in the same order of which no two are closer than `apart`: isotonic regression, by pooling
+    neighbours."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    pools: list[list[float]] = []
+    for place, i in enumerate(order):
+        pools.append([heights[i] - place * apart])
+        while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    moved = [mean(pool) + apart * place for place, pool in enumerate(pool for pool in pools for _ in pool)]
+    return [moved[order.index(i)] for i in range(len(heights))]
 
 
 @contextmanager

@@ -36,12 +36,13 @@ def main(argv: list[str] | None = None) -> int:
         names = loaded.network.class_names
         labels = parse_labels(options.labels or ",".join(names[:10]), count, seed, names)
         sampling = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
-        sampling = sampling.for_network(loaded.network)
+        network = loaded.network_for(sampling.steps)
+        sampling = sampling.for_network(network)
         with replacing(options.out) as new:
             new.touch()  # fail now, not after the work, if the folder cannot be written
             batches = []
             with tqdm(total=count, unit="digit", dynamic_ncols=True) as bar:
-                for batch in draw(loaded.network, labels, seed, sampling):
+                for batch in draw(network, labels, seed, sampling):
                     batches.append(batch)
                     bar.update(len(batch))
             about = sampling.recipe(options.labels, seed)

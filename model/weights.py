@@ -33,6 +33,7 @@ FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is op
 MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
 KINDS = {network.kind: network for network in (DiT, FlowMap)}  # `kind` in config.json; a velocity network needs none
 TEACHER = "teacher"  # in the folder of a flow map: the weights that it was distilled from
+TEACHER_FROM = 9  # steps, from which on the teacher draws better
 UNWRITTEN = {"qk_norm": True, "predicts_image": False}.items()  # not in config.json: only ablations differ
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -75,6 +76,17 @@ class Weights:
     metrics: dict
     notice: str = ""
     teacher: "Weights | None" = None
+
+    def network_for(self, steps: int) -> DiT:
+        """The network that draws best in so many steps: a flow map in few of them, its teacher in many."""
+        return self.teacher.network if self.teacher and steps >= TEACHER_FROM else self.network
+
+    def alone(self) -> "Weights":
+        """The same for a page that has no room for a teacher: by default it draws in few steps then."""
+        if not self.teacher:
+            return self
+        steps = min(self.sampling.steps, TEACHER_FROM - 1)
+        return replace(self, teacher=None, sampling=replace(self.sampling, steps=steps))
 
 
 def load(where: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Weights:

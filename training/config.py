@@ -145,7 +145,7 @@ class Config(RunConfig):
 class DistillConfig(RunConfig):
     """Everything that decides what distillation does. The defaults are for a GPU."""
 
-    teacher: str = option("weights", "weights of a velocity network: a folder, or USER/NAME[@revision]")
+    teacher: str = option("weights/teacher", "weights of a velocity network: a folder, or USER/NAME[@revision]")
     data_root: str = option("data", "folder of the data sets")
     steps: int = option(4, "steps of the previews, and default of the weights", low=1, high=MAX_STEPS)
     error_power: float = option(0.5, "p of the weights 1 / error^p of the images in a batch", high=1)

@@ -61,7 +61,7 @@ class Consistency:
         """The jumps of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1, s =
         0 or s = t for shares of them."""
         batches, device, mine = self.batches, self.batches.device, self.batches.order.local_slice
-        batch, generator = batches.at(step), seeded(device, batches.seed, "jumps", step)
+        batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
         normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
         a, b, c, d, e = torch.rand(5, batches.batch, generator=generator, device=device)[:, mine]
         times = flow.logit_normal(torch.stack([batch.normal, normal]), 0, 1, self.time_shift)

@@ -12,6 +12,7 @@ import torch
 from model import sampling
 from model.dit import DiT
 from model.sampling import Film, SamplingConfig
+from model.weights import TEACHER_FROM
 
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
@@ -79,7 +80,8 @@ FLOW_AND_MAP = (
     ENOUGH,
     "The same noise in 1 to 32 steps, twice. The flow predicts a velocity; in one step that leads to an average of "
     "many digits, and only many steps follow the path. The flow map was distilled from it: it has learned where a "
-    "step ends, however long it is, so a few steps do. A call is one run of the network.",
+    "step ends, however long it is, so a few steps do. A call is one run of the network. The page draws with the map "
+    f"in up to {TEACHER_FROM - 1} steps, and with the flow in more.",
 )
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
 CHANGE = (
@@ -111,12 +113,16 @@ def section(name: str, sentence: str) -> str:
     return f"<h2>{name}</h2><p>{sentence}</p>"
 
 
-def about(kind: str, parameters: int, source: str, device: str, notice: str | None) -> str:
-    """The last lines of the page: the network, where its weights come from, where it runs, and what went wrong."""
+def about(kind: str, parameters: list[int], source: str, device: str, notice: str | None) -> str:
+    """The last lines of the page: the network, where its weights come from, where it runs, and what went wrong.
+
+    `parameters` are those of the network, and of its teacher where that is there too.
+    """
     where = {"cpu": "the processor (CPU)", "cuda": "a graphics card (GPU)"}.get(device, "a graphics card (GPU)")
     weights = "the bundled weights" if source == "bundled" else f"weights from {source}"
-    network = "network" if kind == DiT.kind else kind
-    line = f"A {network} of {parameters / 1e6:.2f} million parameters with {weights}, on {where} of this server."
+    network = f"A {'network' if kind == DiT.kind else kind} of {parameters[0] / 1e6:.2f} million parameters"
+    network += "".join(f" and its teacher of {count / 1e6:.2f} million" for count in parameters[1:])
+    line = f"{network} with {weights}, on {where} of this server."
     return "<br>".join(html.escape(text) for text in (line, notice) if text)
 
 
@@ -351,11 +357,14 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
 def steps(digits: Sequence[str], seed: int, config: SamplingConfig, compared: bool) -> dict:
     """A comparison that has no columns yet; of a flow map and its teacher where they are `compared`.
 
-    `calls` of a row are those of a step, and the digits of the row that the page draws itself open there.
+    `calls` of a row are those of a step, and what the page draws with it `opens` there: from so many steps to so many.
     """
     shown = {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
     guided = config.guidance not in (0, 1)
-    rows = [{"name": "flow", "calls": 1 + guided}, {"name": "map", "calls": 1, "opens": True}]
+    rows = [
+        {"name": "flow", "calls": 1 + guided, "opens": [TEACHER_FROM, sampling.MAX_STEPS]},
+        {"name": "map", "calls": 1, "opens": [1, TEACHER_FROM - 1]},
+    ]
     return {**shown, "rows": rows} if compared else shown
 
 

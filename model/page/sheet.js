@@ -62,19 +62,19 @@
     class DigitSteps extends HTMLElement {
         // {digits, seed, guidance, columns: [{steps, pixels, milliseconds}]}: one row per digit, one column per number
         // of steps that is there so far; `pixels` are uint8 [N, 28, 28], or base64 of them. With `rows`, [{name, calls,
-        // opens}], a row is the one digit as each of several networks draws it, in so many calls a step, and
-        // `milliseconds` has a number for each; only the row that `opens` is what the page draws, and links to it.
+        // opens: [from, to]}], a row is the one digit as each of several networks draws it, in so many calls a step, and
+        // `milliseconds` has a number for each; in `from` to `to` steps it is what the page draws, and links to that.
         set steps(value) {
             const {digits: names, seed, guidance, columns, rows} = this.data = value;
             const {make} = digits, images = columns.map(({pixels}) => digits.bytes(pixels));
             const focused = this.contains(document.activeElement) && document.activeElement.getAttribute("href");
             const head = columns.map(({steps}) => make("th", {scope: "col"}, `${steps}`));
-            const lines = rows ?? names.map(name => ({name, digit: name, opens: true}));
-            const body = lines.map(({name, digit = names[0], calls, opens}, row) => make("tr", {},
+            const lines = rows ?? names.map(name => ({name, digit: name, opens: [1, Infinity]}));
+            const body = lines.map(({name, digit = names[0], calls, opens: [from, to]}, row) => make("tr", {},
                 make("th", {scope: "row"}, name),
                 ...columns.map(({steps, milliseconds}, column) => {
                     const one = {digit, seed, steps, guidance}, text = `${rows ? `${name}: ` : ""}${digits.alt(one)}`;
-                    const cell = opens ? digits.cell(one, text)
+                    const cell = from <= steps && steps <= to ? digits.cell(one, text)
                         : make("div", {className: "digits-cell"}, digits.canvas(text));
                     digits.paint(cell.firstChild, images[column].subarray(row * AREA, (row + 1) * AREA));
                     if (!rows) return make("td", {}, cell);

@@ -81,15 +81,16 @@ class Studio:
         on_gpu: Callable = lambda function: function,
         listened: Callable[[], bool] = lambda: True,
     ):
-        self.listened = listened
+        self.loaded, self.listened = loaded, listened
         self.network, self.classes = loaded.network, loaded.network.class_names
-        self.sampling = loaded.sampling.for_network(self.network)
+        self.sampling = loaded.sampling.for_network(loaded.network_for(loaded.sampling.steps))
         self.teacher = loaded.teacher and loaded.teacher.network
-        count = sum(parameter.numel() for parameter in self.network.parameters())
+        networks = filter(None, (self.network, self.teacher))
+        counts = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
         source, at, commit = masked(loaded.source).partition("@")
         device = next(self.network.parameters()).device.type
         where = f"{source[:60]}{at}{commit[:12]}"
-        self.about = pictures.about(self.network.kind, count, where, device, loaded.notice)
+        self.about = pictures.about(self.network.kind, counts, where, device, loaded.notice)
         self.start = {**START, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
         self.planes = scenes.read_planes()
         self.can_write_numbers = self.classes[:10] == CLASSES[:10]
@@ -124,22 +125,28 @@ class Studio:
 
     def whole(self, function, *values):
         with self.turn():
-            return function(self.network, *values, self.wanted)
+            return function(self.network_for(values), *values, self.wanted)
 
     def film(self, function, *values):
-        return function(self.network, *values, self.turn)
+        return function(self.network_for(values), *values, self.turn)
 
     def batches(self, function, *values):
-        yield from function(self.network, *values, self.turn)
+        yield from function(self.network_for(values), *values, self.turn)
 
     def pairs(self, function, *values):
         yield from function(self.network, self.teacher, *values, self.turn)
+
+    def network_for(self, values):
+        """The network that draws best in the steps of the configuration among these values."""
+        (config,) = (value for value in values if isinstance(value, sampling.SamplingConfig))
+        return self.loaded.network_for(config.steps)
 
     # ---- one checked call each; ValueError for a bad value
 
     def how(self, steps, guidance):
         """How to draw for a tab, which has both values."""
-        return replace(self.sampling, steps=steps, guidance=guidance).for_network(self.network)
+        config = replace(self.sampling, steps=steps, guidance=guidance)
+        return config.for_network(self.loaded.network_for(config.steps))
 
     def config(self, steps=None, guidance=None):
         """How to draw for the API, whose callers may leave them out."""
@@ -201,7 +208,7 @@ class Studio:
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
         """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
         steps."""
-        columns = self.compare_steps(digit, seed, self.config(guidance=guidance))
+        columns = self.compare_steps(digit, seed, self.config(1, guidance))
         return {str(count): pixels.tolist() for count, pixels, _ in columns}
 
     def sheet_api(
@@ -322,7 +329,7 @@ class Studio:
         """The columns of ever more steps, each shown as soon as it is drawn."""
         with suppress(ValueError):
             digit, seed, _, guidance = subject
-            config = self.how(self.sampling.steps, guidance)
+            config = self.how(1, guidance)
             shown = pictures.steps([digit], seed, config, self.teacher is not None)
             for column in self.compare(digit, seed, config):
                 shown["columns"].append(pictures.column(*column))

@@ -42,7 +42,7 @@ def export(where: str | None, folder: Path, address: str = "") -> weights.Weight
         raise ValueError(f"the address of the page must begin with https://, unlike {address}")
     if not replaceable(folder):
         raise FileExistsError(f"{folder} holds something other than an exported page; name another folder, or empty it")
-    loaded = weights.load(where)
+    loaded = weights.load(where).alone()
     if not loaded.network.qk_norm or loaded.network.predicts_image:
         raise ValueError(
             "the page draws with networks that have QK-norm and predict the velocity, unlike these weights"

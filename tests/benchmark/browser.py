@@ -12,7 +12,6 @@ import torch
 
 from model import weights
 from model.device import pick
-from model.flow_map import FlowMap
 from model.sampling import SamplingConfig, states
 from model.speed import flops, machine
 from model.web import site
@@ -59,7 +58,7 @@ DRAW = """async ([engine, digits, steps]) => {
     if (!workers[engine]) {
         workers[engine] = new Worker("/model/web/worker.js", {type: "module"});
         const relaxed = engine.includes("relaxed");
-        await answer({kind: "load", weights: new URL("/weights", location).href, relaxed}, "ready");
+        await answer({kind: "load", weights: new URL("/weights/teacher", location).href, relaxed}, "ready");
     }
     const labels = Array.from({length: digits}, (_, i) => i % 10);
     const times = await answer(
@@ -134,29 +133,24 @@ def first_digit(chromium, address: str) -> float:
     return milliseconds / 1000
 
 
-def walk(chromium, folder: Path) -> dict[int, float]:
-    """Digits a second on the walk of the static page, by the steps of a digit.
-
-    The flow map is an untrained one of the bundled size: its speed is that of any other.
-    """
-    weights.save(FlowMap.from_velocity(weights.load(dtype=torch.float32).network), folder / "map", SamplingConfig(), {})
-    site.export(str(folder / "map"), folder / "walk")
+def walk(chromium, address: str) -> dict[int, float]:
+    """Digits a second on the walk of the static page at this address, by the steps of a digit."""
     rates = {}
-    with serve_files(folder / "walk") as address:
-        for steps in WALKS:
-            page = chromium.new_page()
-            page.goto(f"{address}/?steps={steps}&walk=0.5,0.5")
-            page.wait_for_selector("#news:not(:empty)")
-            page.evaluate(WALK)  # the second engine may have been late
-            rates[steps] = page.evaluate(WALK)
-            page.close()
+    for steps in WALKS:
+        page = chromium.new_page()
+        page.goto(f"{address}/?steps={steps}&walk=0.5,0.5")
+        page.wait_for_selector("#news:not(:empty)")
+        page.evaluate(WALK)  # the second engine may have been late
+        rates[steps] = page.evaluate(WALK)
+        page.close()
     return rates
 
 
 def main() -> int:
     device = pick("cpu")
     print(machine(device))
-    exact, fast = (weights.load(dtype=dtype).network for dtype in (torch.float32, None))
+    velocity = str(weights.BUNDLED / weights.TEACHER)
+    exact, fast = (weights.load(velocity, dtype=dtype).network for dtype in (torch.float32, None))
     work, taken = flops(exact), defaultdict(list)
     engines = ("kernels-relaxed.wasm", "kernels.wasm")
     with browser() as chromium, serve_files(ROOT) as address:
@@ -177,7 +171,7 @@ def main() -> int:
             how = site.export(None, Path(folder) / "site").sampling
             with serve_files(Path(folder) / "site") as address:
                 visits = [first_digit(chromium, address) for _ in range(VISITS)]
-            walks = walk(chromium, Path(folder))
+                walks = walk(chromium, address)
         print(
             f"The first digit of the static page, {how.steps} steps with guidance {how.guidance:g}, stands after "
             f"{statistics.median(visits):.2f} s (median of {VISITS}, {min(visits):.2f} to {max(visits):.2f} s)."

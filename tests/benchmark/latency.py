@@ -58,7 +58,7 @@ def drawing() -> float:
     config = replace(loaded.sampling, steps=8)
     for label in range(10):
         started = time.perf_counter()
-        sampling.draw_film(loaded.network, torch.tensor([label]), [67], config)
+        sampling.draw_film(loaded.network_for(config.steps), torch.tensor([label]), [67], config)
         times.append(time.perf_counter() - started)
     return 1000 * statistics.median(times)
 

@@ -34,7 +34,7 @@ CARD = """<body style="margin: 0; width: 1200px; height: 630px; display: grid; p
 def card(page) -> None:
     """The picture beside a link: a digit that comes out of the noise."""
     loaded = weights.load()
-    film = draw_film(loaded.network, torch.tensor([7]), [67], loaded.sampling)
+    film = draw_film(loaded.network_for(loaded.sampling.steps), torch.tensor([7]), [67], loaded.sampling)
     shown = ""
     for i in (0, 9, 13, 16, 20):
         Image.fromarray(images.enlarge(film.noisy[i, 0], 7)).save(file := io.BytesIO(), "png")

@@ -25,7 +25,7 @@ def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
     """What the page has to show, drawn here; the guidance is the weights' own unless given."""
     sampling = replace(bundled.sampling, steps=steps)
     sampling = sampling if guidance is None else replace(sampling, guidance=guidance)
-    film = draw_film(bundled.network, torch.tensor([label]), [seed], sampling)
+    film = draw_film(bundled.network_for(sampling.steps), torch.tensor([label]), [seed], sampling)
     return film.digits[0].numpy().astype(int)
 
 

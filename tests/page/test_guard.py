@@ -248,7 +248,7 @@ def test_a_flood_fills_its_own_places_and_no_more(page, http):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_line_of_the_readme(page):
-    (line,) = re.findall("```sh\n(curl .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    (line,) = re.findall("```sh\n(curl .*?)```", (ROOT / "model/README.md").read_text(encoding="utf-8"), re.S)
     line = line.replace("http://127.0.0.1:7860", page[0])
     answer = subprocess.run(["sh", "-c", line], capture_output=True, text=True).stdout
     assert answer.startswith("event: complete\ndata: [[[")

@@ -19,7 +19,7 @@ def test_it_opens_with_a_digit_that_is_there_already(visit, bundled):
     assert close(one.shows(7), digit(bundled, 7, SEED, STEPS))
     assert one.alt() == f"A 7, drawn in {STEPS} steps from the noise of seed {SEED}"
     assert one.page.locator("#film .digits-frame").count() == 9
-    assert "5.86 million parameters with the bundled weights" in one.page.locator("#about").inner_text()
+    assert "its teacher of 5.86 million with the bundled weights" in one.page.locator("#about").inner_text()
     assert one.asked == []  # drawn when the server started
     assert one.page.locator("#announcement").inner_text() == ""
 
@@ -208,13 +208,16 @@ def test_every_tab_is_about_the_same_digit(visit, bundled):
     one.page.set_viewport_size({"width": 1100, "height": 2400})
     assert len(one.asked) == 1  # nothing is drawn for a tab that is not open
     one.open("Why it works")
-    one.until("$$('digit-steps canvas').length === 6")
-    assert close(one.pixels("digit-steps td:nth-of-type(4) canvas"), digit(bundled, 3, 5, 8, 2))
+    one.until("$$('digit-steps canvas').length === 12")
+    for row, column, steps in ((1, 5, 16), (2, 4, 8)):  # of the flow and of the map
+        cell = f"digit-steps tbody tr:nth-child({row}) td:nth-of-type({column})"
+        assert close(one.pixels(f"{cell} canvas"), digit(bundled, 3, 5, steps, 2))
+        assert f"steps={steps}" in one.page.locator(f"{cell} a").get_attribute("href")
     one.page.wait_for_selector("digit-styles a")
-    one.page.locator("digit-steps a").nth(3).scroll_into_view_if_needed()
+    one.page.locator(f"{cell} a").scroll_into_view_if_needed()
     one.settle()
     before = len(one.asked)
-    one.page.locator("digit-steps a").nth(3).click()
+    one.page.locator(f"{cell} a").click()
     assert close(one.shows(3, 5, 8), digit(bundled, 3, 5, 8, 2))
     assert one.page.locator("#film").is_visible()
     assert len(one.asked) == before + 1

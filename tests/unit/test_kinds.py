@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -112,7 +113,7 @@ def test_both_kinds_are_compared_from_the_same_noise(small, small_map):
 def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     studio = Studio(weights.load(str(map_weights)))
     assert studio.start["guidance"] == 1.5
-    assert "A flow map of" in studio.about
+    assert "A flow map of 0.09 million parameters and its teacher of 0.07 million with weights from" in studio.about
     film, note = studio.digit_tab(["7", 5, 2, 0.5])
     assert (film["guidance"], film["kind"]) == (1, "flow map")
     assert note == {"field": "guidance", "sentence": NOTE, "harmless": True}
@@ -124,7 +125,10 @@ def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     small_map, small = studio.network, studio.teacher
 
     *_, shown = studio.steps_tab(["3", 7, 20, 1.5])
-    assert shown["rows"] == [{"name": "flow", "calls": 2}, {"name": "map", "calls": 1, "opens": True}]
+    assert shown["rows"] == [
+        {"name": "flow", "calls": 2, "opens": [weights.TEACHER_FROM, 50]},
+        {"name": "map", "calls": 1, "opens": [1, weights.TEACHER_FROM - 1]},
+    ]
     for column in shown["columns"]:
         both = unpacked(column["pixels"])
         for there, network in zip(both, (small, small_map), strict=True):
@@ -140,6 +144,29 @@ def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     assert "rows" not in shown
     assert (shown["guidance"], alone.digit_tab(["7", 5, 2, 0.5])[1]) == (0.5, None)
     assert torch.equal(unpacked(shown["columns"][1]["pixels"]), drawn(alone.network, 3, 7, 4, 0.5))
+
+
+def test_many_steps_are_drawn_by_the_teacher(map_weights, tmp_path, capsys):
+    loaded = weights.load(str(map_weights))
+    studio = Studio(loaded)
+    few, many = weights.TEACHER_FROM - 1, weights.TEACHER_FROM
+    for steps, network in ((few, loaded.network), (many, loaded.teacher.network)):
+        expected = drawn(network, 3, 7, steps, 2)
+        film, _ = studio.digit_tab(["3", 7, steps, 2.0])
+        assert film["kind"] == network.kind
+        assert torch.equal(torch.tensor(studio.draw_api("3", 7, steps, 2.0)), expected[0])
+        assert torch.equal(torch.tensor(studio.sheet_api("3", 1, 7, steps, 2.0)["images"]), expected)
+        out = tmp_path / f"{steps}.npz"
+        options = ["--weights", str(map_weights), "--labels", "3", "--count", "1", "--seed", "7", "--device", "cpu"]
+        assert generate.main([*options, "--steps", str(steps), "--guidance", "2", "--out", str(out)]) == 0
+        assert (np.load(out)["images"] == expected.numpy()).all()
+    assert studio.digit_tab(["3", 7, many, 0.5])[1] is None  # the teacher knows every guidance
+    alone = replace(loaded, sampling=SamplingConfig(20, 1.5)).alone()
+    assert (alone.network_for(many), alone.teacher) == (loaded.network, None)
+    assert alone.sampling == SamplingConfig(few, 1.5)
+    assert loaded.alone().sampling == loaded.sampling  # four steps already
+    assert loaded.teacher.alone() is loaded.teacher
+    assert loaded.teacher.network_for(few) is loaded.teacher.network
 
 
 def test_only_what_is_shown_takes_more_than_one_call_a_step(map_weights, monkeypatch):

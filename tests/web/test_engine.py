@@ -80,7 +80,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(WEB, folder, dirs_exist_ok=True)
     (folder / "engine.html").write_text(PAGE, encoding="utf-8")
-    (folder / "weights").symlink_to(weights.BUNDLED)
+    (folder / "weights").symlink_to(weights.BUNDLED / weights.TEACHER)
     with serve_files(folder) as address:
         yield folder, address
 
@@ -158,12 +158,12 @@ def assert_same(answers: list[dict], expected: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def network() -> DiT:
-    return weights.load(str(weights.BUNDLED), dtype=torch.float32).network
+    return weights.load(str(weights.BUNDLED / weights.TEACHER), dtype=torch.float32).network
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def ready(request, site, chromium):
-    """A page with the bundled weights, for each engine; for tests that only draw."""
+    """A page with the bundled velocity network, for each engine; for tests that only draw."""
     with opened(site, chromium) as page:
         answer = load(page, site, relaxed=request.param == ENGINES[1])
         assert (answer["kind"], answer.get("engine")) == ("ready", request.param), answer

@@ -1,7 +1,6 @@
 """Pictures of a run, of an evaluation and of many runs: previews, loss, samples, nearest neighbours, sweeps, loss
 against quality."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path

@@ -171,7 +171,8 @@ one, with the guidance scale as an input, so that a step is a single network cal
 def teacher(repo: str) -> str:
     return f"""## Teacher
 
-The velocity network that this flow map was distilled from is in the folder `{weights.TEACHER}/`, ready to draw with:
+The velocity network that this flow map was distilled from is in the folder `{weights.TEACHER}/`. Page and command draw
+with it in {weights.TEACHER_FROM} steps and more, and this draws with it alone:
 
 ```sh
 hf download {repo or "USER/NAME"} --local-dir digits-weights

@@ -26,6 +26,7 @@ VIEWS = {  # file: width, height, colour scheme, tab
     ROOT / "out/phone-numbers.png": (375, 1100, "light", "Numbers"),
     ROOT / "out/phone-experiments.png": (375, 1100, "dark", "Experiments"),
 }
+STEPS = ROOT / "tests/page/steps.png"
 CARD = """<body style="margin: 0; width: 1200px; height: 630px; display: grid; place-content: center; gap: 56px;
     background: #111318; color: white; font: 500 64px system-ui, sans-serif">
     <div style="display: flex; gap: 20px">{pictures}</div><div style="text-align: center">{title}</div></body>"""
@@ -57,7 +58,7 @@ def look(page, tab: str) -> None:
         page.get_by_role("button", name="Draw the sheet").click()
         page.wait_for_function("document.querySelectorAll('digit-sheet canvas').length === 40")
     if tab == "Why it works":
-        page.wait_for_selector("digit-steps canvas >> nth=5")
+        page.wait_for_selector("digit-steps canvas >> nth=11")
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(3000)  # everything has played
 
@@ -71,6 +72,8 @@ def main() -> int:
             page.goto(url)
             look(page, tab)
             page.screenshot(path=path)
+            if path.stem == "why":
+                page.locator("digit-steps").screenshot(path=STEPS)
             page.close()
             print(path)
     return 0

@@ -19,7 +19,7 @@ from model.sampling import MAX_GUIDANCE
 from training.data import Batches, seeded
 
 LEG = 1 / 16  # of the teacher, in t
-FROM_NOISE, TO_IMAGE, STILL = 0.25, 0.25, 0.15  # shares of jumps with t = 1, with s = 0, and with s = t
+FROM_NOISE, TO_IMAGE, SHORT = 0.25, 0.25, 0.25  # shares of jumps with t = 1, with s = 0, and of at most a LEG
 UNGUIDED = 0.1  # share of jumps at guidance 1; the others' is log-uniform up to MAX_GUIDANCE
 
 
@@ -31,7 +31,7 @@ class Jumps(NamedTuple):
     s: torch.Tensor  # [B], at most t
     labels: torch.Tensor  # int64 [B]
     guidance: torch.Tensor  # [B], from 1 to MAX_GUIDANCE
-    u: torch.Tensor  # [B, 1, 28, 28], average velocity from t to s; at s = t the velocity
+    u: torch.Tensor  # [B, 1, 28, 28], average velocity from t to s
 
 
 class Consistency:
@@ -58,23 +58,23 @@ class Consistency:
 
     @torch.no_grad()
     def at(self, step: int) -> Jumps:
-        """The jumps of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1, s =
-        0 or s = t for shares of them."""
+        """The jumps of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1 or
+        s = 0 for shares of them. Two such times are rarely close, least of all near t = 1, so some jumps are short."""
         batches, device, mine = self.batches, self.batches.device, self.batches.order.local_slice
         batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
         normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
-        a, b, c, d, e = torch.rand(5, batches.batch, generator=generator, device=device)[:, mine]
+        a, b, c, d, e, f = torch.rand(6, batches.batch, generator=generator, device=device)[:, mine]
         times = flow.logit_normal(torch.stack([batch.normal, normal]), 0, 1, self.time_shift)
         t = times.amax(0).masked_fill(a < FROM_NOISE, 1)
-        s = torch.where(b < STILL, t, times.amin(0).masked_fill(c < TO_IMAGE, 0))
+        s = times.amin(0).masked_fill(c < TO_IMAGE, 0)
+        s = torch.where(b < SHORT, (t - f * LEG).clamp(min=0), s)
         guidance = torch.exp(d * math.log(MAX_GUIDANCE)).masked_fill(e < UNGUIDED, 1)
         image = images.to_model(batch.pixels, self.teacher.pixel_mean, self.teacher.pixel_std)
         x, _ = flow.path(image, batch.noise, t)
         return Jumps(x, t, s, batch.labels, guidance, self.target_of(x, t, s, batch.labels, guidance))
 
     def target(self, x, t, s, labels, guidance) -> torch.Tensor:
-        """Where the teacher's leg and the map's rest lead, as the average velocity from t to s; at s = t the teacher's
-        guided velocity.
+        """Where the teacher's leg and the map's rest lead, as the average velocity from t to s.
 
         The leg is a step of the midpoint method, whose first half is a jump of the map: it calls the teacher once.
         """
@@ -93,4 +93,4 @@ class Consistency:
         both = self.teacher(torch.cat([x_half, x_half]), torch.cat([half, half]), torch.cat([null, labels]))
         v = torch.lerp(*both.chunk(2), wide(guidance))
         x_s = jump(x + wide(m - t) * v, m, s)
-        return torch.where(wide(t > s), (x - x_s) / wide(t - s).clamp(min=1e-6), v)
+        return torch.where(wide(m > s), (x - x_s) / wide(t - s).clamp(min=LEG), v)

@@ -15,7 +15,7 @@ from model.sampling import SamplingConfig, draw_film, states
 from tests.recovery.kills import equal, flat
 from training import checkpoint, data, distillation
 from training.config import DistillConfig
-from training.consistency import Consistency
+from training.consistency import LEG, Consistency
 from training.data import Batches
 from training.distill import main
 
@@ -234,9 +234,10 @@ def test_jumps_cover_all_times_and_guidance_scales():
     assert ((s >= 0) & (s <= t) & (t <= 1)).all()
     for share, expected in (
         (t == 1, 0.25),
-        (s == 0, 0.25 * 0.85),
-        (s == t, 0.15),
-        ((t == 1) & (s == 0), 0.25 * 0.25 * 0.85),
+        (s == 0, 0.25 * 0.75),
+        (t - s <= LEG, 0.25 + 0.75 * 0.04),
+        ((t == 1) & (s > 1 - LEG / 2), 0.25 * 0.25 / 2),
+        ((t == 1) & (s == 0), 0.25 * 0.25 * 0.75),
         (w == 1, 0.1),
         (w > 5**0.5, 0.45),
     ):

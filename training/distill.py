@@ -1,4 +1,4 @@
-"""Command: distil a velocity network into a flow map. `python -m training.distill --teacher weights`
+"""Command: distil a velocity network into a flow map. `python -m training.distill --name map`
 
 The run is like one of `training.train`; it keeps a copy of the teacher in `weights/teacher/`.
 """

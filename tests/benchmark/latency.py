@@ -54,7 +54,7 @@ def changes(page, count: int) -> list[float]:
 
 def drawing() -> float:
     """The milliseconds that Python takes for the drawing alone."""
-    loaded, times = weights.load(device=pick(None)), []
+    loaded, times = weights.load(device=pick()), []
     config = replace(loaded.sampling, steps=8)
     for label in range(10):
         started = time.perf_counter()

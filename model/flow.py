@@ -144,8 +144,8 @@ def jump(average: Velocity, x: torch.Tensor, times: Iterable[float], film: bool 
     """The jumps of a flow map along `times`: yields the state before each, and the image last.
 
     `average` is `(x, t, s) → u`, the average velocity from t to s ≤ t, and at s = t the velocity itself. The velocity
-    and the predicted image of a state cost a call each, and are computed only for a `film`. Raises ValueError for times
-    that grow.
+    and the predicted image of a state, u(x, t, t) and x − t·u(x, t, 0), are computed only for a `film`. Raises
+    ValueError for times that grow.
     """
     for t, s in pairwise(times):
         if s > t:

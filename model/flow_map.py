@@ -71,16 +71,28 @@ class FlowMap(DiT):
         turn=nullcontext,
         film: bool = False,
     ) -> Iterator[flow.State]:
-        """The states of `flow.jump` along `times`, one forward a step; see `DiT.states`."""
+        """The states of `flow.jump` along `times`, one forward a step; see `DiT.states`.
+
+        For a film it has three rows a digit: the jump, the velocity and the predicted image.
+        """
         guidance = self.nearest_guidance(guidance)
         w, conditional = guidance or 1.0, guidance > 0
-        legs = set(pairwise(times)) | ({(t, s) for t in times[:-1] for s in (t, 0.0)} if film else set())
-        average = self.with_cached_modulations((t, s, w) for t, s in legs)
+        # Where the rows of the call at a time t lead, and what the last call has found.
+        ends = {t: (s, t, 0.0) if film and s else (s, t) if film else (s,) for t, s in pairwise(times)}
+        moments = torch.tensor([(t, s, w) for t in ends for s in ends[t]], device=x.device).view(-1, 3)
+        modulations = self.modulations(*moments.unbind(1)).split([len(ends[t]) for t in ends])
+        at, found = dict(zip(ends, modulations, strict=True)), {}
 
         def in_turn(x: torch.Tensor, t: float, s: float) -> torch.Tensor:
-            real = labels(t) if callable(labels) else labels
-            with turn():
-                return average(x, (t, s, w), real if conditional else torch.full_like(real, self.null_label))
+            if t not in found:
+                real = labels(t) if callable(labels) else labels
+                real, rows = real if conditional else torch.full_like(real, self.null_label), len(ends[t])
+                each = at[t] if rows == 1 else at[t].repeat_interleave(len(x), 0)
+                with turn():
+                    u = self.velocity(x.repeat(rows, 1, 1, 1), each, real.repeat(rows))
+                found.clear()
+                found[t] = dict(zip(ends[t], u.chunk(rows), strict=True))
+            return found[t][s]
 
         return flow.jump(in_turn, x, times, film)
 

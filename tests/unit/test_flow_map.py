@@ -134,13 +134,13 @@ def test_jump_to_a_later_time_is_one_sentence():
         list(flow.jump(gaussian_average, torch.randn(1, 1, 28, 28), [0.2, 0.7]))
 
 
-def test_a_step_is_one_forward_and_a_state_of_a_film_three(flow_map, monkeypatch):
+def test_a_step_is_one_forward_with_three_rows_for_a_film(flow_map, monkeypatch):
     calls = []
     monkeypatch.setattr(FlowMap, "velocity", lambda self, x, *others: calls.append(len(x)) or x)
     list(states(flow_map, torch.tensor([3, 4]), [0, 1], SamplingConfig(4, 3.0)))
     assert calls == [2] * 4
     draw_film(flow_map, torch.tensor([3, 4]), [0, 1], SamplingConfig(4, 3.0))
-    assert calls == [2] * (4 + 11)  # the last step is where its state leads
+    assert calls == [2] * 4 + [6, 6, 6, 4]  # the last step is where its state leads
 
 
 @pytest.mark.parametrize(("asked", "drawn", "label"), [(0, 1, 12), (0.5, 1, 3), (1, 1, 3), (1.15, 1.15, 3), (5, 5, 3)])

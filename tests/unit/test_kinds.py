@@ -169,15 +169,15 @@ def test_many_steps_are_drawn_by_the_teacher(map_weights, tmp_path, capsys):
     assert loaded.teacher.network_for(few) is loaded.teacher.network
 
 
-def test_only_what_is_shown_takes_more_than_one_call_a_step(map_weights, monkeypatch):
+def test_only_what_is_shown_takes_more_than_one_row_a_step(map_weights, monkeypatch):
     studio, calls = Studio(weights.load(str(map_weights))), []
     velocity = studio.network.velocity
-    monkeypatch.setattr(studio.network, "velocity", lambda *inputs: calls.append(1) or velocity(*inputs))
+    monkeypatch.setattr(studio.network, "velocity", lambda *inputs: calls.append(len(inputs[0])) or velocity(*inputs))
 
     def of(call) -> int:
         calls.clear()
         call()
-        return len(calls)
+        return sum(calls)
 
     assert of(lambda: studio.digit_tab(["7", 5, 4, 2.0])) == 3 * 4 - 1  # the last jump ends where its prediction is
     rows = (
@@ -188,7 +188,7 @@ def test_only_what_is_shown_takes_more_than_one_call_a_step(map_weights, monkeyp
         lambda: studio.styles_tab(["7", 5, 4, 2.0]),
         lambda: list(studio.sheet_tab(["7", 3], ["7", 5, 4, 2.0])),
     )
-    assert [of(call) for call in rows] == [4] * 6
+    assert [of(call) for call in rows] == [4 * digits for digits in (2, 1, 8, 8, 10, 3)]
 
 
 def test_the_benchmark_draws_a_map_plainly(small_map):

@@ -317,6 +317,7 @@ def test_a_frame_of_another_page_shows_the_link_to_copy(chromium, page, framed):
     outside = chromium.new_page()
     outside.goto(framed)
     frame = outside.frame_locator("iframe")
+    frame.locator("#film canvas").first.wait_for(timeout=120_000)  # the digit of the link: before it there is none
     frame.get_by_role("button", name="Copy link").click(timeout=120_000)
     field = frame.get_by_label("Link to copy")
     field.wait_for()

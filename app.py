@@ -203,7 +203,7 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
         shown = [out.draw(draw, panel, out, **anew, **private, **quiet, **ROW) for out, draw in scenery]
         panel.input(None, cancels=shown, **private)  # before the digit, whose drawing the browser would wait for
         panel.input(studio.digit_tab, panel, digit_shown, **last, **private, **waiting, **DIGIT)
-        run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **private, **waiting, **SHEET)
+        run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **anew, **private, **waiting, **SHEET)
         sheet.stop(None, cancels=run, **private)
 
         gr.api(endpoint(studio.draw_api), api_name="draw", **DIGIT)

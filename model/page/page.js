@@ -68,8 +68,10 @@
         form.addEventListener("click", ({target}) => {
             const pressed = target.closest("button");
             if (!pressed) return;
-            if (pressed.type === "submit") send("submit");
-            else if (pressed.value === "stop") trigger("stop");
+            if (pressed.type === "submit") {
+                if (form.querySelector('[value="stop"]')) trigger("stop"); // what is asked for now takes its place
+                send("submit");
+            } else if (pressed.value === "stop") trigger("stop");
             else if (pressed.value === "copy") copyLink(pressed);
             else if (pressed.value === "another") {
                 fields("seed")[0].value = Math.floor(Math.random() * 10000); // short enough to tell a friend
@@ -263,7 +265,7 @@
     }
 
     async function copyLink(button) {
-        const link = query().href;
+        const {href: link} = subject ? query() : location; // before the first digit is there, it is what was asked for
         try {
             await navigator.clipboard.writeText(link);
         } catch { // there is no clipboard without HTTPS, and none in the frame of another page

@@ -287,6 +287,17 @@ def test_what_is_no_number_is_a_sentence_beside_it(visit, number):
     assert one.page.locator("#row canvas").count() == 0
 
 
+def test_a_link_can_be_copied_before_its_digit_is_there(chromium, page_url):
+    context = chromium.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page, link = context.new_page(), page_url + "/?digit=3&seed=9"
+    page.route("**/queue/join*", lambda route: None)  # the server never hears of it
+    page.goto(link)
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_role("button", name="Link copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == link
+    context.close()
+
+
 def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
     one = visit("/?steps=8")
     one.open("Numbers")
@@ -314,6 +325,21 @@ def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
     one.shows(9, SEED + 1, 8)
     one.open("Numbers")
     assert one.page.locator("digit-sheet canvas").count() == drawn
+
+
+def test_a_sheet_asked_for_in_the_middle_of_another_or_right_after_its_stop_takes_its_place(visit):
+    one = visit("/?steps=50")
+    one.open("Numbers")
+    draw, stop = (one.page.get_by_role("button", name=name) for name in ("Draw the sheet", "Stop"))
+    for count, before in ((400, None), (3, None), (400, None), (5, stop)):
+        one.page.locator("#sheet input[name=count]").fill(str(count))
+        if before:
+            before.click()
+        draw.click()
+        if count == 400:
+            one.until("$$('digit-sheet canvas').length >= 20")
+        else:
+            one.until(f"$$('digit-sheet canvas').length === {count}")
 
 
 def test_a_sheet_of_one_digit_is_no_poster_and_an_empty_one_a_sentence(visit):

@@ -49,31 +49,41 @@ def unpacked(axes: str) -> torch.Tensor:
 
 
 def paths(
-    network: DiT, label: int, seeds: Sequence[int], sampling: SamplingConfig, plane: Plane, turn: Turn = nullcontext
+    network: DiT,
+    teacher: DiT | None,
+    label: int,
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    plane: Plane,
+    turn: Turn = nullcontext,
 ) -> dict:
     """One path per seed through a plane, with each of `STEP_COUNTS`: for `<digit-paths>`.
 
-    A run has `path` `[steps + 1, N, 2]`, where x_t lies; `aims` `[steps, N, 2]`, where the image predicted there lies;
-    and `pixels`, the digits `[N, 28, 28]` at the end.
+    Where `network` is a flow map with its `teacher`, the paths are the teacher's, and the last run is one jump of the
+    map. A run has `path` `[steps + 1, N, 2]`, the positions of x_t; `aims` `[steps, N, 2]`, those of the images
+    predicted there; and `pixels`, the final digits `[N, 28, 28]`.
     """
+    walker = teacher or network
+    drawn = [(walker, steps) for steps in STEP_COUNTS] + [(network, 1)] * (teacher is not None)
 
     def project(x: torch.Tensor) -> list:
         where = plane.project(x.squeeze(1) * network.pixel_std + network.pixel_mean)
         return [[round(value, 3) for value in point] for point in where.tolist()]
 
     runs = []
-    for steps in STEP_COUNTS:
+    for one, steps in drawn:
         labels = torch.full((len(seeds),), label)
-        *before, last = states(network, labels, seeds, replace(sampling, steps=steps), turn, film=True)
+        *before, last = states(one, labels, seeds, replace(sampling, steps=steps), turn, film=True)
         runs.append(
             {
+                "kind": one.kind,
                 "steps": steps,
                 "path": [project(state.x) for state in (*before, last)],
                 "aims": [project(state.image) for state in before],
                 "pixels": packed(images.to_pixels(last.x, network.pixel_mean, network.pixel_std)),
             }
         )
-    return {**told(network, [label], seeds, sampling), "dots": plane.dots, "runs": runs}
+    return {**told(walker, [label], seeds, sampling), "dots": plane.dots, "runs": runs}
 
 
 def styles(network: DiT, seeds: Sequence[int], sampling: SamplingConfig, turn: Turn = nullcontext) -> dict:

@@ -97,8 +97,8 @@ class Studio:
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
         self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
-        on_device = (self.whole, self.film, self.batches, self.pairs)
-        self.whole, self.film, self.batches, self.pairs = map(on_gpu, on_device)
+        on_device = (self.whole, self.film, self.both, self.batches, self.pairs)
+        self.whole, self.film, self.both, self.batches, self.pairs = map(on_gpu, on_device)
 
     # ---- whose turn it is
 
@@ -129,6 +129,9 @@ class Studio:
 
     def film(self, function, *values):
         return function(self.network_for(values), *values, self.turn)
+
+    def both(self, function, *values):
+        return function(self.network, self.teacher, *values, self.turn)
 
     def batches(self, function, *values):
         yield from function(self.network_for(values), *values, self.turn)
@@ -314,7 +317,7 @@ class Studio:
                 return {"digits": []}
             seeds = range(sampling.check_seed(seed, PATHS), seed + PATHS)
             config = self.how(self.sampling.steps, guidance)
-            return self.film(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
+            return self.both(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
         return pictures.KEEP
 
     def styles_tab(self, subject):

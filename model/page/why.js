@@ -216,7 +216,8 @@
         update() {
             const {digits: [digit], seeds, dots, runs} = this.data;
             this.pixels = runs.map(run => bytes(run.pixels));
-            this.memory.run = Math.min(this.memory.run ?? Infinity, runs.length - 1);
+            const most = Math.max(...runs.map(run => run.steps));
+            this.memory.run = Math.min(this.memory.run ?? runs.findIndex(run => run.steps === most), runs.length - 1);
             this.memory.path = Math.min(this.memory.path ?? 0, seeds.length - 1);
             const points = [...dots, ...runs.flatMap(run => [...run.path, ...run.aims].flat())];
             const [left, right, bottom, top] = [0, 1].flatMap(axis => {
@@ -229,18 +230,14 @@
             this.place = point => [point[0] - left, top - point[1]].map(away => (MARGIN + away * scale).toFixed(1));
             const average = dots.reduce((sum, [x]) => sum + x, 0) / dots.length;
             this.middle = Math.round(100 / WIDTH * this.place([average, 0])[0]); // of the dots, in percent
-            const height = k => runs.at(-1).path.at(-1)[k][1];
+            const height = k => runs.find(run => run.steps === most).path.at(-1)[k][1];
             this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
             this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
                 + `together. Each line leads from a patch of noise to a digit, with a stop after every step.`;
             this.heading.textContent = this.ofKind({
                 flow: "Why not in one big step?", map: "Can one big step do?"});
-            this.note.textContent = `Dashed: ${this.ofKind({
-                flow: "where the arrows led at each stop of the chosen path",
-                map: "where one jump would have landed from each stop of the chosen path"})}. Left to `
-                + `right: from noise to the average ${digit}. Up and down: the largest difference among real `
-                + `${digit}s.`;
-            this.stepButtons.replaceChildren(...runs.map((run, i) => button(inSteps(run.steps), () => this.choose(i))));
+            const name = run => isMap(run) && !isMap(this.data) ? "1 jump" : inSteps(run.steps);
+            this.stepButtons.replaceChildren(...runs.map((run, i) => button(name(run), () => this.choose(i))));
             this.ends.replaceChildren(...this.order.map(k => make("button", {
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
                 onmousemove: () => this.pick(k),
@@ -251,7 +248,7 @@
         // Show the paths of a run.
         choose(run) {
             this.memory.run = run;
-            const {digits: [digit], seeds, guidance, dots, runs} = this.data, {steps, path} = runs[run];
+            const {digits: [digit], seeds, guidance, dots, runs} = this.data, {steps, path} = runs[run], jumps = isMap(runs[run]);
             const circle = (point, radius) => {
                 const [x, y] = this.place(point);
                 return `<circle cx="${x}" cy="${y}" r="${radius}"/>`;
@@ -277,10 +274,14 @@
                 end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
             });
             [...this.stepButtons.children].forEach((one, i) => one.setAttribute("aria-pressed", i === run));
+            const aims = `where ${jumps ? "one jump would have landed from" : "the arrows led at"} each stop`;
+            this.note.textContent = (jumps && steps === 1 ? "" : `Dashed: ${aims} of the chosen path. `)
+                + `Left to right: from noise to the average ${digit}. Up and down: the largest difference among real `
+                + `${digit}s.`;
             this.caption.textContent = guidance === 0
                 ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any."
-                : isMap(this.data) ? {
-                1: `In one step. This network has learned where a path ends, so it jumps there from the noise: to a `
+                : jumps ? {
+                1: `In one jump. The flow map has learned where each path ends, so it goes there at once: to a `
                     + `${digit} of its own, and not to the average of all.`,
                 4: `In 4 steps. After each jump the network looks again, and makes up for what the one before missed.`,
                 20: `In 20 steps. Small jumps follow the path closely: this is where the one big jump should land.`,

@@ -54,7 +54,9 @@ def test_a_visit_to_a_flow_map(chromium, served, loaded):
         assert re.fullmatch(r"4 calls\s[\d.]+ m?s", one.page.locator(cell).inner_text().strip())
     assert "The flow map was distilled from it" in one.page.locator(".tabitem:visible").inner_text()
     one.page.locator("digit-paths svg").wait_for()
-    assert "where one jump would have landed" in one.page.locator("digit-paths").inner_text()
+    assert "where the arrows led" in one.page.locator("digit-paths").inner_text()
+    one.page.get_by_role("button", name="1 jump").click()
+    assert "In one jump." in one.page.locator("digit-paths").inner_text()
 
     one.page.locator("#panel input[name=guidance]").fill("2")
     one.until("document.querySelector('#film').film.guidance === 2")

@@ -30,6 +30,7 @@ PATHS = {
     **{"digits": ["8"], "seeds": [5, 6], "steps": 20, **HOW, "dots": [[10, 5], [10, -5], [12, 0]]},
     "runs": [
         {
+            "kind": "velocity",
             "steps": steps,
             "path": [[[10 * i / steps, 4 * i / steps], [10 * i / steps, -i / steps]] for i in range(steps + 1)],
             "aims": [[[10, 4], [10, -1]]] * steps,
@@ -230,11 +231,24 @@ def test_the_steps_are_chosen_and_the_paths_lie_where_the_data_say(opened):
         assert pressed == ["1 step" if steps == 1 else f"{steps} steps"]
 
 
+def test_the_jump_of_a_flow_map_is_shown_beside_the_flow(opened):
+    jump = {**PATHS["runs"][0], "kind": "flow map", "pixels": encoded(grey(7, 107))}
+    page = opened(element("digit-paths", {**PATHS, "runs": [*PATHS["runs"], jump]}))
+    assert page.locator("h3").inner_text() == "Why not in one big step?"
+    assert page.locator(".why-buttons button").all_inner_texts() == ["1 step", "4 steps", "20 steps", "1 jump"]
+    assert page.locator(".why-buttons [aria-pressed=true]").inner_text() == "20 steps"
+    press(page, "1 jump")
+    assert np.array_equal(ends(page)[0], grey(7)[0])
+    assert page.locator(".why-caption").inner_text().startswith("In one jump. The flow map has learned")
+    assert page.locator(".why-note").inner_text().startswith("Left to right")  # the jump itself is the only line
+
+
 def test_a_flow_map_may_take_one_big_step(opened):
-    page = opened(element("digit-paths", {**PATHS, "kind": "flow map"}))
+    runs = [{**run, "kind": "flow map"} for run in PATHS["runs"]]
+    page = opened(element("digit-paths", {**PATHS, "kind": "flow map", "runs": runs}))
     assert page.locator("h3").inner_text() == "Can one big step do?"
     assert "Dashed: where one jump would have landed" in page.locator(".why-note").inner_text()
-    for name, words in (("1 step", "so it jumps there from the noise"), ("4 steps", "After each jump")):
+    for name, words in (("1 step", "so it goes there at once"), ("4 steps", "After each jump")):
         press(page, name)
         assert words in page.locator(".why-caption").inner_text()
 

@@ -84,10 +84,11 @@ def test_no_row_is_recorded_under_a_guidance_it_was_not_drawn_with(map_weights, 
 # ---- what is drawn
 
 
-def test_paths_show_where_a_map_jumps_to(small_map):
+def test_paths_show_where_a_map_jumps_to(small, small_map):
     axes = torch.zeros(2, 784)
     axes[0, 100] = axes[1, 400] = 1
-    shown = scenes.paths(small_map, 3, [5, 6], SamplingConfig(guidance=2), scenes.Plane(axes, []))
+    values = 3, [5, 6], SamplingConfig(guidance=2), scenes.Plane(axes, [])
+    shown = scenes.paths(small_map, None, *values)
     x, t, labels = flow.noise([5, 6]), torch.ones(2), torch.full((2,), 3)
     image = x - small_map(x, t, 0 * t, labels, 2 * t)  # one jump from the noise to the end
     expected = image.flatten(1)[:, [100, 400]] * small_map.pixel_std + small_map.pixel_mean - 0.5
@@ -97,6 +98,12 @@ def test_paths_show_where_a_map_jumps_to(small_map):
     assert torch.allclose(torch.tensor(one["path"][-1]), expected, atol=1e-3)
     assert not torch.allclose(torch.tensor(many["path"][-1]), expected, atol=1e-2)
     assert shown["kind"] == "flow map"
+
+    both = scenes.paths(small_map, small, *values)
+    assert both["kind"] == "velocity"
+    assert [(run["kind"], run["steps"]) for run in both["runs"]] == [("velocity", 1), ("velocity", 4), ("flow map", 1)]
+    assert both["runs"][:2] == scenes.paths(small, None, *values)["runs"]
+    assert both["runs"][2] == one
 
 
 def test_both_kinds_are_compared_from_the_same_noise(small, small_map):

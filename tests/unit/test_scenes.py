@@ -34,7 +34,7 @@ def test_an_image_lies_where_its_pixels_say(plane):
 
 
 def test_paths_lead_from_the_noise_of_a_seed_to_its_digit(small, plane):
-    drawn = scenes.paths(small, 3, SEEDS, SAMPLING, plane)
+    drawn = scenes.paths(small, None, 3, SEEDS, SAMPLING, plane)
     assert (drawn["digits"], drawn["seeds"], drawn["dots"]) == (["3"], SEEDS, [[0.25, -0.5]])
     assert [run["steps"] for run in drawn["runs"]] == [1, 4, 20]
     noise = flow.noise(SEEDS)[:, 0] * small.pixel_std + small.pixel_mean - 0.5
@@ -63,7 +63,7 @@ def test_every_network_call_of_the_paths_takes_a_turn(small, plane):
         turns.append(len(turns))
         yield
 
-    scenes.paths(small, 0, SEEDS, SAMPLING, plane, turn)
+    scenes.paths(small, None, 0, SEEDS, SAMPLING, plane, turn)
     assert len(turns) == 1 + 4 + 20
 
 

@@ -1,4 +1,4 @@
-"""Command: the page, controls in and pictures out. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
+"""Command: serve the Gradio page. `python app.py --weights FOLDER_OR_REPO --port 7860`"""
 
 import argparse
 import atexit
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
 
-if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's own is shared by all users of a machine
+if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's default folder is shared by all users of the machine
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="digits-")
     atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
-if not find_spec("socksio"):  # without it Gradio cannot even be imported where a SOCKS proxy is named
+if not find_spec("socksio"):  # without it, importing Gradio fails if the environment sets a SOCKS proxy
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         if os.environ[name].startswith("socks"):
             del os.environ[name]
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # of which it keeps a record
-os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # and makes a table of them after every call
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # events kept in memory
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # events between two summaries; the default is 1
 
 try:
     import spaces  # ZeroGPU; must be imported before torch
 
-    on_gpu = spaces.GPU(duration=20)  # at most so many seconds a drawing
+    on_gpu = spaces.GPU(duration=20)  # seconds per call, at most
 except ImportError:
 
     def on_gpu(function):
@@ -45,14 +45,14 @@ from model.page import guard
 from model.page import html as pictures
 from model.page.studio import MAX_SHEET, NOISE, OTHER_SEED, Studio, work
 
-# Calls of one kind wait for each other, and those that run take turns at the device.
+# Calls of one kind share a concurrency limit; running calls take turns on the device.
 DIGIT, ROW, SHEET = (
     {"concurrency_id": kind, "concurrency_limit": limit} for kind, limit in (("digit", 1), ("row", 2), ("sheet", 1))
 )
 
 FONT = ("system-ui", "sans-serif")
 THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
-    body_text_color_subdued="*neutral_500",  # Gradio's own has too little contrast, as has primary_500
+    body_text_color_subdued="*neutral_500",  # Gradio's default has too little contrast, as does primary_500
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
 )
@@ -64,12 +64,12 @@ LAUNCH = {
     "footer_links": ["api"],
     "run_history": False,
     "enable_monitoring": False,
-    "mcp_server": find_spec("mcp") is not None,  # the endpoints as tools, with gradio[mcp] installed
+    "mcp_server": find_spec("mcp") is not None,  # serve the endpoints as MCP tools if gradio[mcp] is installed
 }
 
 
 def serve(page: gr.Blocks, **options):
-    """Launch the page behind its guard; `options` and what it returns are those of `gr.Blocks.launch`."""
+    """Launch the page behind its guard, with the options and the result of `gr.Blocks.launch`."""
     guard.trim()
     pictures.preview(gr.routes.templates.env)
     picture = Route(pictures.PREVIEW, lambda _: FileResponse(pictures.HERE / "preview.png"))
@@ -78,14 +78,14 @@ def serve(page: gr.Blocks, **options):
 
 
 def listened() -> bool:
-    """Whether somebody still waits for the call that runs here; Gradio marks the event of a client that left."""
+    """Whether a client still waits for the current call; Gradio marks the events of clients that left."""
     page, event = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
     event = page and page._queue.event_ids_to_events.get(event)
     return not event or event.alive
 
 
 def endpoint(function: Callable) -> Callable:
-    """A function of the API that reports a bad value to its caller as one sentence."""
+    """Wrap an API function so that its ValueErrors reach the caller as one sentence."""
 
     @wraps(function)
     def checked(*values, **named):
@@ -98,11 +98,10 @@ def endpoint(function: Callable) -> Callable:
 
 
 def form(name: str, content: str, value: list) -> tuple[gr.HTML, gr.HTML]:
-    """A form of html.py as a component, whose value is the list of its fields, and the component of the sentence about
-    a bad one."""
+    """Two components: a form from html.py, whose value is the list of its field values, and its error message."""
     made = gr.HTML(
         value,
-        html_template="${content}",  # not the words themselves, in which Gradio would look for templates
+        html_template="${content}",  # not `content` itself, which Gradio would parse as a template
         content=content,
         js_on_load="digits.form(element, props, trigger, watch, 'visit')",
         apply_default_css=False,
@@ -114,9 +113,10 @@ def form(name: str, content: str, value: list) -> tuple[gr.HTML, gr.HTML]:
 
 
 def picture(tag: str, value: dict | None = None, about: str = "") -> gr.HTML:
-    """An element of the scripts as a component, whose value is what the element shows.
+    """A component for a custom element of the scripts, which displays the component's value.
 
-    Where it is `about` fields of the subject, it has an event `draw`: it comes into sight, and one of them has changed.
+    `about` lists the fields of the subject that the picture depends on. The component then fires `draw` when it is in
+    view and one of them has changed.
     """
     event = f", 'draw', '{about}'" if about else ""
     return gr.HTML(
@@ -129,7 +129,7 @@ def picture(tag: str, value: dict | None = None, about: str = "") -> gr.HTML:
 
 
 def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
-    """The four tabs and the typed endpoints; `static_page` is the address of an exported page to link to."""
+    """Build the four tabs and the typed endpoints; `static_page` is the URL of an exported page to link to."""
     start = list(studio.start.values())
     with gr.Blocks(title=pictures.TITLE) as page:
         gr.HTML(pictures.title(), elem_id="title")
@@ -138,7 +138,7 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
                 panel, panel_problem = form(
                     "panel", pictures.panel(studio.classes, studio.start, bool(studio.opening)), start
                 )
-                busy = gr.HTML(elem_id="busy", js_on_load="digits.busy(element)")  # how many are waiting
+                busy = gr.HTML(elem_id="busy", js_on_load="digits.busy(element)")  # the position in the queue
             with gr.Column(elem_id="stage"), gr.Tabs() as tabs:
                 with gr.Tab("Digit", id="digit"):
                     gr.HTML(pictures.digit_title(), apply_default_css=False)
@@ -199,9 +199,9 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
             for event in (*events, out.draw):
                 event(draw, [*fields, panel], [out, problem], **last, **private, **waiting, **ROW)
         scenery = ((paths_out, studio.paths_tab), (styles_out, studio.styles_tab), (steps_out, studio.steps_tab))
-        anew = {"trigger_mode": "multiple"}  # the one before was cancelled, of which the browser may not know yet
+        anew = {"trigger_mode": "multiple"}  # the browser may not know yet that the last call was cancelled
         shown = [out.draw(draw, panel, out, **anew, **private, **quiet, **ROW) for out, draw in scenery]
-        panel.input(None, cancels=shown, **private)  # before the digit, whose drawing the browser would wait for
+        panel.input(None, cancels=shown, **private)  # before drawing the digit, which the browser would wait for
         panel.input(studio.digit_tab, panel, digit_shown, **last, **private, **waiting, **DIGIT)
         run = sheet.submit(studio.sheet_tab, [sheet, panel], sheet_shown, **anew, **private, **waiting, **SHEET)
         sheet.stop(None, cancels=run, **private)
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--static-page must begin with https://, unlike {options.static_page}")
         load = weights.load if options.strict_weights else weights.load_or_bundled
         page = build(Studio(load(options.weights, pick(options.device)), on_gpu, listened), options.static_page)
-        # Gradio asks its own page whether it is there, for which no proxy of the environment is any use.
+        # Gradio checks at startup that its own page responds; that request must bypass any proxy.
         os.environ["no_proxy"] = f"{os.environ.get('no_proxy', '')},127.0.0.1,localhost" if options.share else "*"
         try:
             serve(

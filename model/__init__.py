@@ -2,5 +2,5 @@
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - what imports this may be older than what the rest is written for
+if sys.version_info < (3, 11):  # noqa: UP036 - the importing Python may be older than the supported ones
     sys.exit("Python 3.11 or newer is needed, not %d.%d; make the environment with that." % sys.version_info[:2])  # noqa: UP031

@@ -20,8 +20,7 @@ HEAD = """| digits | steps | ms | ms per step | digits/s | GFLOP/s | of the peak
 
 
 def plain(network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig) -> torch.Tensor:
-    """The baseline: one batch of all digits, nothing cached, and no inference mode, so that no layer is fused. Guidance
-    1."""
+    """The baseline: guidance 1, all digits in one batch, no caching, and no inference mode, so no layer is fused."""
     times = flow.time_grid(sampling.steps, sampling.time_shift)
     noise = flow.noise(range(seed, seed + len(labels))).to(network.rotary.device)
     labels = labels.to(noise.device)

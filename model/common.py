@@ -1,4 +1,4 @@
-"""Shared by commands and libraries: errors as one sentence, atomic writes, hashes, the commit."""
+"""Helpers of commands and libraries: one-line errors, atomic writes, hashes, the git commit."""
 
 import argparse
 import hashlib
@@ -23,7 +23,7 @@ SHARED = {
 
 
 def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add options that several commands have, by name."""
+    """Add options shared by several commands, by name."""
     for name in names:
         parser.add_argument(name, **SHARED[name])
 
@@ -31,7 +31,7 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
 def masked(text) -> str:
     """A text or an error as one line that is safe to show: credentials in URLs and the Hub's tokens are masked, control
     characters replaced."""
-    if isinstance(text, OSError) and text.strerror:  # str() would begin with the number of the error
+    if isinstance(text, OSError) and text.strerror:  # str() would begin with the errno
         text = f"{text.filename}: {text.strerror}" if text.filename else text.strerror
     line = re.sub(r"(?<=//)[^/\s]+@", "***@", " ".join(str(text).split()))
     line = re.sub(r"\bhf_\w+", "hf_***", line)
@@ -96,8 +96,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def python(*words) -> str:
     """A shell command, properly quoted, that runs this interpreter with `words`.
 
-    The interpreter is called `python` where that is the one that runs, else by its path, relative to the current folder
-    if it lies inside.
+    It is called `python` if that name runs this interpreter, else by its path, relative to the current folder if it is
+    inside.
     """
     here = Path(sys.executable)
     first = shutil.which("python")
@@ -115,7 +115,7 @@ def sha256(path: Path) -> str:
 
 
 def git_commit() -> str:
-    """The commit of the working tree, with a + where tracked files differ from it; "" outside a repository."""
+    """The current commit, with a + if tracked files differ from it; "" outside a repository."""
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
         return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Where the network runs: the device, its threads, and whether it has bfloat16 in hardware."""
+"""The compute device: selection, threads, bfloat16 support, memory."""
 
 import platform
 import re
@@ -13,7 +13,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container: CPU microseconds
 
 
 def pick(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises ValueError for a missing one.
+    """The device of that name; `auto` is CUDA, else Apple's MPS, else the CPU. Raises ValueError if it is missing.
 
     Also limits torch's threads to the CPU quota of a container.
     """
@@ -21,7 +21,7 @@ def pick(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):  # others have no modules here, or cannot compute
+        if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):  # other backends are not installed, or cannot compute
             return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
         pass
@@ -29,7 +29,7 @@ def pick(name: str = "auto") -> torch.device:
 
 
 def threads_allowed() -> int:
-    """The cores of the container's quota: torch starts a thread per core of the host, which would then be throttled."""
+    """The cores in the container's quota: torch starts a thread per host core, and extra ones would be throttled."""
     try:
         quota, period = QUOTA.read_text(encoding="utf-8").split()
         return max(1, round(int(quota) / int(period)))
@@ -69,7 +69,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak GB: of the GPU what was reserved, else of the process (0 on Windows, where it is unknown)."""
+    """Peak memory in GB: reserved on the GPU, else resident in the process (0 on Windows, where it is unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e9
     try:

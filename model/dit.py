@@ -20,7 +20,7 @@ from model import check, flow
 from model.fused import linear
 from model.images import CLASSES, SIZE
 
-# Far above what 28 × 28 pixels need, and still built in seconds, in 2 GB: about 30 · MAX_SIZE parameters.
+# Far more than 28 × 28 pixels need, but still built in seconds and 2 GB: about 30 · MAX_SIZE parameters.
 MAX_DEPTH, MAX_CLASSES, MAX_SIZE = 100, 1000, 2**24
 
 
@@ -54,7 +54,7 @@ def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor
 class TimeEmbedder(nn.Module):
     """Numbers `[B]` → `[B, D]`: sinusoidal features of `scale` · number, then a two-layer MLP (DiT §3.2).
 
-    Times in [0, 1] take the scale 1000.
+    Times in [0, 1] use the scale 1000.
     """
 
     def __init__(self, width: int, channels: int = 256, scale: float = 1000):
@@ -73,7 +73,7 @@ class Stream(nn.Module):
     """One stream's half of a block: projections for the joint attention, then the attention and MLP residual branches.
 
     All query heads share one key and one value head (multi-query attention, Shazeer, arXiv 1911.02150). With `heads=0`
-    the stream only provides keys and values: the class stream of the last block, whose output nobody reads.
+    the stream only provides keys and values: the class stream of the last block, whose output is unused.
     """
 
     def __init__(self, width: int, heads: int, head_dim: int, qk_norm: bool):
@@ -137,14 +137,14 @@ class DiT(
     """Velocity of the flow for 28 × 28 images, given their class.
 
     `classes` counts the real classes; the null class for classifier-free guidance has the label `classes`.
-    `class_names` are their names, by default those of `images.CLASSES`, or numbers where there are more classes.
+    `class_names` are their names, by default those in `images.CLASSES`, or numbers if there are more classes.
     `pixel_mean` and `pixel_std` describe the normalization of the pixels that the network was trained on.
-    For ablations, `qk_norm` can be left out, and with `predicts_image` what the layers compute is the image.
+    For ablations, `qk_norm` can be turned off, and with `predicts_image` the layers predict the image.
     Raises ValueError for an argument out of range.
     """
 
     kind = "velocity"  # what the network predicts, in config.json
-    sampler = flow.SAMPLER  # recorded beside every measured figure
+    sampler = flow.SAMPLER  # recorded with every measurement
 
     def __init__(
         self,
@@ -209,10 +209,10 @@ class DiT(
         turn: Callable = nullcontext,
         film: bool = False,
     ) -> Iterator[flow.State]:
-        """The sampler's states from noise `x` `[B, 1, 28, 28]` along `times`: how this kind of network draws.
+        """Iterate over the sampler's states from noise `x` `[B, 1, 28, 28]` along `times`.
 
-        `labels` is `[B]`, or a function of t that returns them. `turn()` is entered around each network call. Every
-        state has its velocity and predicted image; other kinds of network compute them only for a `film`.
+        `labels` is `[B]`, or a function of t that returns them. Each network call runs in `with turn()`. Every state
+        has its velocity and predicted image; a flow map computes them only for a `film`.
         """
         velocity = flow.guided(self.with_cached_modulations(times[:-1]), labels, self.null_label, guidance)
 
@@ -224,14 +224,13 @@ class DiT(
 
     @staticmethod
     def nearest_guidance(scale: float) -> float:
-        """The guidance scale that is drawn with where `scale` is asked for."""
+        """The guidance scale used when `scale` is requested."""
         return scale
 
     def with_cached_modulations(self, moments: Iterable) -> Callable:
-        """The network as `(x, moment, labels) → velocity` for these moments only, their modulations computed in one
-        batch.
+        """The network as `(x, moment, labels) → velocity` for these moments only, with cached modulations.
 
-        A moment is a time, or a tuple of what `modulations` takes.
+        They are computed in one batch. A moment is a time, or a tuple of the arguments of `modulations`.
         """
         moments = list(moments)
         columns = torch.tensor(moments, device=self.modulation.weight.device).unsqueeze(-1).flatten(1).unbind(1)
@@ -243,11 +242,11 @@ class DiT(
         return self.modulation(F.silu(self.embed(*moments))).unflatten(-1, (-1, 1, self.width)) + self.one_for_scales
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """The condition of all modulations at times `[T]`: `[T, D]`."""
+        """The conditioning vector of all modulations, for times `[T]`: `[T, D]`."""
         return self.embed_time(t)
 
     def velocity(self, x: torch.Tensor, modulations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The forward pass, given the modulations of its times, up to `as_velocity`."""
+        """The forward pass with given modulations, before `as_velocity`."""
         tokens = rearrange(x, "b 1 (h p) (w q) -> b (h w) (p q)", p=self.patch, q=self.patch)
         image = self.embed_patch(tokens.to(self.embed_patch.weight.dtype))  # [B, 196, D] with patch 2
         label = self.embed_label(labels).unsqueeze(1)  # [B, 1, D]
@@ -258,10 +257,10 @@ class DiT(
         return rearrange(v, "b (h w) (p q) -> b 1 (h p) (w q)", h=self.side, p=self.patch).to(x.dtype)
 
     def as_velocity(self, output: torch.Tensor, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
-        """The velocity, for what the layers compute at `x` and time `t`, a number or `[B, 1, 1, 1]`.
+        """Convert the output of the layers at `x` and time `t` (a number or `[B, 1, 1, 1]`) to a velocity.
 
-        That is the velocity itself, or a predicted image x̂ and with it (x − x̂) / t, where t is at least 0.05 (JiT, Li
-        & He, arXiv 2511.13720, §4).
+        The output is the velocity itself, or a predicted image x̂ with the velocity (x − x̂) / t, where t is clamped to
+        at least 0.05 (JiT, Li & He, arXiv 2511.13720, §4).
         """
         return (x - output) / torch.as_tensor(t).clamp(min=0.05) if self.predicts_image else output
 
@@ -278,7 +277,7 @@ def checked_names(names, classes: int) -> tuple[str, ...]:
 
 
 def check_config(width, depth, heads, patch, classes, pixel_mean, pixel_std) -> tuple[int, ...]:
-    """The five whole numbers as int; raises ValueError for arguments that no network can or should be built from."""
+    """Width, depth, heads, patch and classes as int; raises ValueError for an invalid or oversized configuration."""
     width, heads, patch = check.whole("width", width, 1), check.whole("heads", heads, 1), check.whole("patch", patch, 1)
     depth, classes = check.whole("depth", depth, 1, MAX_DEPTH), check.whole("classes", classes, 1, MAX_CLASSES)
     if depth * width**2 > MAX_SIZE:

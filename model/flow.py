@@ -1,4 +1,4 @@
-"""Rectified flow: the one home of the time convention.
+"""Rectified flow: noise, time grid, guidance and samplers. The time convention, defined only here:
 
     t = 1 is noise, t = 0 is the image
     path      x_t = t·noise + (1 − t)·image
@@ -8,10 +8,11 @@
 Liu et al., "Flow Straight and Fast" (arXiv 2209.03003); the shift and the logit-normal are those of
 Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206, §3.1 and §5.3.2).
 
-The sampler replaces v in the step by a second-order multistep estimate (AB2): still one network call per step. A flow
-map knows the average velocity of the whole step, and needs none of that. A
-*velocity* is any callable `(x, t, t_next) → v` with `x` and `v` float `[B, 1, 28, 28]`, `t` and `t_next` numbers in [0,
-1].
+The sampler replaces v in the step by a second-order multistep estimate (AB2), still with one network call per step. A
+flow map predicts the average velocity of the whole step and needs no such estimate.
+
+A *velocity* is any callable `(x, t, t_next) → v` with `x` and `v` float `[B, 1, 28, 28]`, `t` and `t_next` numbers in
+[0, 1].
 """
 
 import math
@@ -23,18 +24,18 @@ import torch
 
 from model.images import SIZE
 
-SAMPLER = "Adams–Bashforth 2 with Euler's last step"  # recorded beside every measured figure
+SAMPLER = "Adams–Bashforth 2 with Euler's last step"  # recorded with every measurement
 Velocity = Callable[[torch.Tensor, float, float], torch.Tensor]
 Labels = Callable[[float], torch.Tensor]  # t → [B]
 
 
 class State(NamedTuple):
-    """The sampler at one time; all tensors are `[B, 1, 28, 28]`."""
+    """The sampler's state at one time; all tensors are `[B, 1, 28, 28]`."""
 
     t: float
     x: torch.Tensor
-    v: torch.Tensor | None  # the velocity; None for the final image, and where a flow map is not asked for it
-    image: torch.Tensor | None  # the image predicted from here: x − t·v, or where a flow map jumps to from here
+    v: torch.Tensor | None  # the velocity; None for the final image, and for a flow map outside a film
+    image: torch.Tensor | None  # the predicted image: x − t·v, or a flow map's jump to t = 0
 
 
 def path(image: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,15 +55,15 @@ def logit_normal(normal: torch.Tensor, mean: float, std: float, shift: float) ->
 
 
 def time_grid(steps: int, shift: float, start: float = 1.0) -> list[float]:
-    """`steps` + 1 times from 1 to 0: equal steps, then shifted. From a later `start`, only as many steps as keep them
-    equal and no larger: all of them from 1, none from 0.
+    """`steps` + 1 times from 1 to 0: equal steps, then shifted.
 
+    From a later `start` there are fewer steps, equal and no larger than in the full grid; from 0 there are none.
     Raises ValueError for fewer than one step.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     before_shift = start / (shift + (1 - shift) * start)  # the inverse of `shifted`
-    steps = math.ceil(before_shift * steps - 1e-9)  # not one more where `start` is a time of the whole grid
+    steps = math.ceil(before_shift * steps - 1e-9)  # no extra step if `start` is a time of the full grid
     return [start] + [shifted(before_shift * (1 - i / steps), shift) for i in range(1, steps + 1)]
 
 
@@ -79,23 +80,22 @@ def slerp(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Spherical interpolation between two images `[1, 1, H, W]`, at weights `w` `[N]` from 0 (`a`) to 1 (`b`): `[N, 1,
     H, W]`.
 
-    Normal noise in many dimensions lies close to a sphere. The chord between two points of it runs through the inside,
-    where the network has seen nothing; the arc stays on it (Shoemake, "Animating Rotation with Quaternion Curves",
-    SIGGRAPH 1985; for latents, White, arXiv 1609.04468).
+    Normal noise in many dimensions lies close to a sphere. The chord between two points on it runs through the inside,
+    which the network has never seen; the arc stays on the sphere (Shoemake, "Animating Rotation with Quaternion
+    Curves", SIGGRAPH 1985; for latents, White, arXiv 1609.04468).
     """
     w = w.view(-1, 1, 1, 1)
     angle = torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1).acos()
-    if angle < 1e-3:  # sin(angle) is as good as 0, and the arc as good as its chord
+    if angle < 1e-3:  # sin(angle) is too close to 0; the arc is nearly its chord
         return torch.lerp(a, b, w)
     return ((1 - w) * angle).sin() / angle.sin() * a + (w * angle).sin() / angle.sin() * b
 
 
 def switched(before: torch.Tensor, after: torch.Tensor, at: torch.Tensor) -> Labels:
-    """Labels for `guided` that change on the way: label i is `before[i]` until the time has come down to `at[i]`, and
-    `after[i]` from there on.
+    """Labels for `guided` that change during sampling: label i is `before[i]` while t > `at[i]`, then `after[i]`.
 
-    The first step that starts at `at[i]` or later is the first with the new label: 1 has it from the start, 0 never.
-    AB2 looks back over the change once, with the effect of a change half a step earlier.
+    The first step that starts at t ≤ `at[i]` uses the new label: with 1 every step does, with 0 none. AB2 extrapolates
+    across the change once, which has the effect of a change half a step earlier.
     """
     return lambda t: torch.where(t <= at, after, before)
 
@@ -141,11 +141,11 @@ def sample(velocity: Velocity, x: torch.Tensor, times: Iterable[float]) -> Itera
 
 @torch.inference_mode()
 def jump(average: Velocity, x: torch.Tensor, times: Iterable[float], film: bool = False) -> Iterator[State]:
-    """The jumps of a flow map along `times`: yields the state before each, and the image last.
+    """Jump along `times` with a flow map: yields the state before each jump, and the image last.
 
     `average` is `(x, t, s) → u`, the average velocity from t to s ≤ t, and at s = t the velocity itself. The velocity
     and the predicted image of a state, u(x, t, t) and x − t·u(x, t, 0), are computed only for a `film`. Raises
-    ValueError for times that grow.
+    ValueError for increasing times.
     """
     for t, s in pairwise(times):
         if s > t:

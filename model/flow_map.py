@@ -1,9 +1,9 @@
 """The flow map: a network that jumps from time t to any earlier time s, with the guidance scale as an input.
 
-Its output u(x, t, s, y, w) is the average velocity between t and s of the flow of class y under guidance w, so that one
-step is exact whatever its length: x + (s − t)·u. At s = t it is the velocity itself (Boffi et al., "Flow Map Matching",
-arXiv 2406.07507; Geng et al., "Mean Flows for One-step Generative Modeling", arXiv 2505.13447, §4.1; guidance as an
-input after Meng et al., arXiv 2210.03142). `training.distill` makes one from a velocity network.
+Its output u(x, t, s, y, w) is the average velocity between t and s of the flow of class y under guidance w, so a step
+of any length is exact: x + (s − t)·u. At s = t it is the velocity itself (Boffi et al., "Flow Map Matching", arXiv
+2406.07507; Geng et al., "Mean Flows for One-step Generative Modeling", arXiv 2505.13447, §4.1; guidance as an input
+after Meng et al., arXiv 2210.03142). `training.distill` distils one from a velocity network.
 """
 
 import functools
@@ -19,10 +19,10 @@ from model.dit import DiT, TimeEmbedder
 
 
 class FlowMap(DiT):
-    """Average velocity of the guided flow from t to s ≤ t; the arguments are those of `DiT`.
+    """Average velocity of the guided flow from t to s ≤ t; takes the arguments of `DiT`.
 
-    Two more embedders, of the step t − s and of ln w, add to that of the time. Their last layers start at zero: a new
-    map has the conditional velocity of the `DiT` whose weights it takes, to the bit, for every s and w.
+    Embeddings of the step t − s and of ln w are added to the time embedding. Their last layers start at zero, so a new
+    map predicts exactly the conditional velocity of the `DiT` whose weights it takes, for every s and w.
     """
 
     kind = "flow map"
@@ -59,7 +59,7 @@ class FlowMap(DiT):
         return self.velocity(x, self.modulations(t, s, guidance), labels)
 
     def embed(self, t: torch.Tensor, s: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """The condition of all modulations, `[T, D]`."""
+        """The conditioning vector of all modulations, `[T, D]`."""
         return self.embed_time(t) + self.embed_step(t - s) + self.embed_guidance(guidance.log())
 
     def states(
@@ -71,13 +71,13 @@ class FlowMap(DiT):
         turn=nullcontext,
         film: bool = False,
     ) -> Iterator[flow.State]:
-        """The states of `flow.jump` along `times`, one forward a step; see `DiT.states`.
+        """The states of `flow.jump` along `times`, with one forward pass per step; see `DiT.states`.
 
-        For a film it has three rows a digit: the jump, the velocity and the predicted image.
+        For a film, a pass has up to three rows per digit: the jump, the velocity and the predicted image.
         """
         guidance = self.nearest_guidance(guidance)
         w, conditional = guidance or 1.0, guidance > 0
-        # Where the rows of the call at a time t lead, and what the last call has found.
+        # `ends[t]`: the target times of the call at t, one row each; `found[t]`: the results of the last call.
         ends = {t: (s, t, 0.0) if film and s else (s, t) if film else (s,) for t, s in pairwise(times)}
         moments = torch.tensor([(t, s, w) for t in ends for s in ends[t]], device=x.device).view(-1, 3)
         modulations = self.modulations(*moments.unbind(1)).split([len(ends[t]) for t in ends])
@@ -98,5 +98,5 @@ class FlowMap(DiT):
 
     @staticmethod
     def nearest_guidance(scale: float) -> float:
-        """A scale that the map was trained for: 0 (the null class) or at least 1; what lies between becomes 1."""
+        """A scale that the map was trained for: 0 (the null class) or at least 1; values in between become 1."""
         return max(scale, 1.0) if scale else 0.0

@@ -11,9 +11,9 @@ if FUSED_TYPES and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # x86 with
 
 def linear(layer: nn.Linear, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
     """`layer(x)`, with GELU applied if asked; fused in inference mode on a CPU, plain PyTorch everywhere else."""
-    # In this order, as a compiler breaks its graph where it meets the question for inference mode.
+    # Checked in this order because torch.compile breaks its graph at is_inference_mode_enabled().
     inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
     if inference and x.is_cpu and x.dtype in FUSED_TYPES:
-        # The operator that Inductor emits. ATen would pass over memory twice more, for the bias and for GELU.
+        # The operator that Inductor emits. ATen would make two more passes over memory, for the bias and for GELU.
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
     return F.gelu(layer(x)) if gelu else layer(x)

@@ -33,7 +33,7 @@ CLIENT_ERRORS = (HTTPError, OSError, RevisionResolutionError, json.JSONDecodeErr
 NAME = r"\w[\w.-]*/\w[\w.-]*"
 TOKENS = "https://huggingface.co/settings/tokens"
 NO_REPOSITORY = "there is no such repository, or it is private; check the name, or log in with `hf auth login`"
-ADVICE = {  # by the kind of error, else by the status of the answer
+ADVICE = {  # by exception type, else by HTTP status
     GatedRepoError: "its owner gives access on request; ask on its page, then log in with `hf auth login`",
     RevisionNotFoundError: "the repository is there, but has no such revision; its page lists branches and commits",
     RemoteEntryNotFoundError: "it holds no {file}, so it does not hold weights of this network; check the name",
@@ -46,14 +46,14 @@ ADVICE = {  # by the kind of error, else by the status of the answer
 }
 
 
-logging.set_verbosity_error()  # its warnings of retries show HF_ENDPOINT's credentials
+logging.set_verbosity_error()  # its retry warnings show the credentials in HF_ENDPOINT
 
 
 def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[Path, str]:
-    """The cached folder of a repository `USER/NAME[@revision]` with these files, and `USER/NAME@commit`.
+    """Download these files of a repository `USER/NAME[@revision]`; returns the cached folder and `USER/NAME@commit`.
 
-    The revision is resolved to a commit once; where the Hub does not answer, the cache is used.
-    Raises OSError, in one sentence, and without a network within `DECISION_SECONDS`.
+    The revision is resolved to a commit once; if the Hub does not answer, the cache is used.
+    Raises OSError with a one-sentence message; without a network, within `DECISION_SECONDS`.
     """
     if not re.fullmatch(NAME + r"(@\w[\w./-]*)?", where):
         raise FileNotFoundError(f"{where} is neither a folder nor a Hub repository USER/NAME[@revision]")
@@ -75,7 +75,7 @@ def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ())
 def fetch(
     repo: str, revision: str, names: tuple[str, ...], optional: tuple[str, ...] = (), offline: bool = False
 ) -> Path:
-    """The cached folder with these files of one commit; files that are cached already take no request."""
+    """Download these files of one commit; returns the cached folder. Cached files need no request."""
     named = revision or constants.DEFAULT_REVISION  # some mirrors have no default branch
     commit = HfApi().resolve_revision(repo, revision=named, local_files_only=offline).resolved
     paths = [hf_hub_download(repo, name, revision=commit, local_files_only=offline) for name in names]
@@ -93,7 +93,7 @@ def forget(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def within(seconds: float, call: Callable):
-    """What `call()` returns or raises; TimeoutError when that takes longer.
+    """Run `call()` and return or raise its outcome; raises TimeoutError if it takes longer than `seconds`.
 
     The HTTP library's own timeouts exclude the name lookup and restart with every address, read and retry.
     """
@@ -138,7 +138,7 @@ def reason(error: BaseException) -> str:
 
 
 def answer(error: HfHubHTTPError) -> str:
-    """What an error response of the Hub means, and what to do."""
+    """Explain an error response of the Hub, and what to do."""
     response = error.response
     if response.status_code == 429:
         limit = parse_ratelimit_headers(response.headers)

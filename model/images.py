@@ -55,7 +55,7 @@ def comment(text: str) -> PngInfo:
 
 
 def columns(count: int) -> int:
-    """Columns of a sheet: ten, so that classes in turn line up, or a multiple of ten for a large sheet."""
+    """Columns of a sheet: ten, so that repeating classes line up, or a multiple of ten for a large sheet."""
     return min(count, 10 * max(1, round((count / 100) ** 0.5)))
 
 

@@ -1,8 +1,8 @@
-"""From labels and seeds to digits: how to draw, batches of digits, and films of digits with all their states.
+"""From labels and seeds to digits: sampling settings, batches of digits, and films with all states of the sampler.
 
-Whatever draws takes a `turn`: a function that returns a context manager, which is entered around each network call and
-left between the sampler's steps. Drawings that share a lock take turns this way; an exception that `turn` raises ends
-the drawing at that step.
+All drawing functions take a `turn`: a function that returns a context manager, which is entered for each network call
+and exited between steps. Drawings that share a lock take turns this way; an exception raised by `turn` ends the drawing
+at that step.
 """
 
 import time
@@ -18,15 +18,15 @@ from model.dit import DiT
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 50, 5, 2**31 - 1
 MAX_NUMBER = 16  # digits of a number to write
 MAX_CLASSES = 1000  # characters of a list of classes
-MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # labels of the training set
-STEP_COUNTS = (1, 2, 4, 8, 16, 32)  # of the comparison
+MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # label counts of the training set
+STEP_COUNTS = (1, 2, 4, 8, 16, 32)  # in the comparison of steps
 Turn = Callable[[], AbstractContextManager]
-CPU_BATCH, GPU_BATCH = 10, 500  # on a CPU so few that a block's activations stay in the cache
+CPU_BATCH, GPU_BATCH = 10, 500  # on a CPU, so few that a block's activations stay in cache
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to draw: `steps` of the sampler (1 to 50), `guidance` scale (0 to 5), `time_shift` of the time grid.
+    """Sampling settings: `steps` of the sampler (1 to 50), `guidance` scale (0 to 5), `time_shift` of the time grid.
 
     The defaults of a set of weights are in its `sampling.json`. Raises ValueError for a value out of range.
     """
@@ -41,33 +41,33 @@ class SamplingConfig:
         object.__setattr__(self, "time_shift", check.number("time_shift", self.time_shift, 1e-3, 1e3))
 
     def updated(self, **asked) -> "SamplingConfig":
-        """The same with whatever is asked for; None stands for no wish."""
+        """A copy with these fields replaced, except those that are None."""
         return replace(self, **{name: value for name, value in asked.items() if value is not None})
 
     def for_network(self, network: DiT) -> "SamplingConfig":
-        """The same with the nearest guidance that the network can draw with; all that draws goes through here."""
+        """A copy with the guidance that the network will use; every drawing starts from one."""
         return replace(self, guidance=network.nearest_guidance(self.guidance))
 
     def note(self, asked: float | None) -> str:
-        """The sentence to show where `asked` was another guidance than the one drawn with; "" where it was not."""
+        """A sentence for the user if the requested guidance `asked` is not the one used, else ""."""
         if asked is None or asked == self.guidance:
             return ""
         return f"Drawn at guidance {self.guidance:g}: this network knows no guidance between 0 and {self.guidance:g}."
 
     def recipe(self, digits: str, seed: int) -> str:
-        """What a picture shows and how it was drawn, for its comment."""
+        """The digits of a picture and their settings, for the comment in its file."""
         return f"{digits}: {', '.join(f'{name} {value}' for name, value in {'seed': seed, **asdict(self)}.items())}"
 
 
 def check_seed(seed, count: int = 1) -> int:
-    """The seed of the first of `count` digits; raises ValueError where the last one's would exceed 2³¹ − 1."""
+    """The seed of the first of `count` digits; raises ValueError if the last one's would exceed 2³¹ − 1."""
     return check.whole("seed", seed, 0, MAX_SEED - count + 1)
 
 
 def label(name: str, names: Sequence[str] = images.CLASSES) -> int:
-    """The label of a class: its place in `names`, which may be given instead where no name is a number.
+    """The label of a class: its index in `names`, which is also accepted as a name if no name is a number.
 
-    Raises ValueError for an unknown one.
+    Raises ValueError for an unknown class.
     """
     if isinstance(name, str) and name in names:
         return names.index(name)
@@ -79,7 +79,7 @@ def label(name: str, names: Sequence[str] = images.CLASSES) -> int:
 
 
 def parse_labels(text: str, count: int, seed: int = 0, names: Sequence[str] = images.CLASSES) -> torch.Tensor:
-    """`count` labels, int64, of the classes `names`: from `7`, `0-9`, `3,5,black` (in turn) or, where they are MNIST's,
+    """`count` labels, int64, of the classes `names`: from `7`, `0-9`, `3,5,black` (in turn) or, for MNIST's classes,
     `mnist` (the training histogram, in random order).
 
     Raises ValueError for an unknown class.
@@ -158,7 +158,7 @@ class Film:
 
     times: list[float]
     noisy: torch.Tensor  # x_t
-    predicted: torch.Tensor | None  # the image predicted at t; None where a flow map was not asked for it
+    predicted: torch.Tensor | None  # the image predicted at t; None from a flow map without `film`
     velocity: torch.Tensor | None  # v, mid-grey is 0; uint8 [steps, N, 28, 28]
     kind: str  # of the network that drew it
 
@@ -184,7 +184,7 @@ def draw_film(
 def draw_row(
     network: DiT, labels: torch.Tensor, seeds: Iterable[int], sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Film:
-    """As `draw_film`, for digits that are shown without their predicted images, which cost a flow map more calls."""
+    """Like `draw_film`, for digits shown without predicted images, which cost a flow map more work."""
     return film(network, states(network, labels, seeds, sampling, turn))
 
 
@@ -197,8 +197,8 @@ def change_class(
     at: Sequence[float],
     turn: Turn = nullcontext,
 ) -> Film:
-    """One digit per time in `at`, all from the same noise: each starts as `label`, and becomes an `other` from the
-    first of the sampler's times that is not above its own.
+    """One digit per time in `at`, all from the same noise: each starts as class `label` and switches to `other` at the
+    first time of the sampler that is not above its own.
 
     Raises ValueError for a time outside [0, 1].
     """
@@ -232,10 +232,10 @@ def finish(
     sampling: SamplingConfig,
     turn: Turn = nullcontext,
 ) -> Film:
-    """A sketch, uint8 `[28, 28]`, mixed with the noise of `seed` up to time `t`, and drawn from there as a digit of the
-    class (after SDEdit, Meng et al., arXiv 2108.01073). A `t` of 0 keeps the sketch, 1 forgets it.
+    """Mix a sketch, uint8 `[28, 28]`, with the noise of `seed` up to time `t`, and draw it from there as a digit of the
+    class (after SDEdit, Meng et al., arXiv 2108.01073). A `t` of 0 keeps the sketch, 1 discards it.
 
-    Each step is as large as in a whole drawing of `sampling.steps`, so there are fewer: as many as the film has.
+    Steps are no larger than in a full drawing of `sampling.steps`, so there are fewer; the film has their number.
     Raises ValueError for an empty sketch and for a time outside [0, 1].
     """
     if not pixels.any():
@@ -247,7 +247,7 @@ def finish(
 
 
 def film(network: DiT, path: Iterable[flow.State]) -> Film:
-    """Go along a path of `B` images and keep every state."""
+    """Run through a sampler's states of `B` images and keep them all."""
     path = list(path)
 
     def pixels(pictures: list[torch.Tensor], mean: float, std: float) -> torch.Tensor:
@@ -263,7 +263,7 @@ def film(network: DiT, path: Iterable[flow.State]) -> Film:
 
 
 class Timed:
-    """A turn that measures the time of a drawing without the time in which it waits for its turns."""
+    """A `turn` that measures the time of a drawing, without the time spent waiting for the lock."""
 
     def __init__(self, turn: Turn):
         self.turn, self.started = turn, time.perf_counter()
@@ -283,7 +283,7 @@ class Timed:
 def compare_steps(
     network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Iterator[tuple[int, torch.Tensor, float]]:
-    """The same noise for every label `[B]`, at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`,
+    """Draw all labels `[B]` from the same noise at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`,
     milliseconds of drawing."""
     for steps in STEP_COUNTS:
         timed = Timed(turn)
@@ -295,9 +295,9 @@ def compare_steps(
 def compare_kinds(
     network: DiT, teacher: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
 ) -> Iterator[tuple[int, torch.Tensor, list[float]]]:
-    """The comparison of a flow map and the velocity network that it was distilled from, from the same noise.
+    """Compare a flow map with its teacher, the velocity network it was distilled from, on the same noise.
 
-    Yields steps, pixels uint8 `[2·B, 28, 28]` and the two times in milliseconds, those of the teacher first.
+    Yields steps, pixels uint8 `[2·B, 28, 28]` and the two times in milliseconds, the teacher's first.
     """
     both = [compare_steps(one, labels, seed, sampling, turn) for one in (teacher, network)]
     for (steps, *first), (_, *second) in zip(*both, strict=True):

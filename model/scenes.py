@@ -1,6 +1,6 @@
-"""What the page's scenes show of why it works: paths through a plane of real digits, and one noise as ten digits.
+"""Data for the tab "Why it works": paths through a plane of real digits, and one noise as ten digits.
 
-Everything here returns plain data for the attributes of the elements in `page/why.js`, images as base64 of uint8.
+`paths` and `styles` return plain data for the elements in `page/why.js`, with images as base64 of uint8.
 """
 
 import base64
@@ -19,20 +19,20 @@ from model.sampling import SamplingConfig, Turn, draw_row, states
 
 PLANES = Path(__file__).parent / "page" / "plane.json"  # written by `python -m training.measure.plane`
 STEP_COUNTS = (1, 4, 20)  # of the paths
-FRAMES = 6  # states of a digit in the scene of styles
+FRAMES = 6  # states of a digit in `styles`
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane in the space of images, and where some real digits of its class lie in it."""
+    """A plane in image space, and the positions of some real digits of its class in it."""
 
     axes: torch.Tensor  # [2, 784], orthonormal
     dots: list[list[float]]  # [x, y] of each real digit
 
     def project(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Where images float `[..., 28, 28]` lie, 0 black, 1 white, mid-grey the origin: `[..., 2]`.
+        """The positions `[..., 2]` of images, float `[..., 28, 28]`, 0 black, 1 white; mid-grey is the origin.
 
-        Values beyond black and white, as in noise, count as they are.
+        Values beyond black and white, as in noise, are not clipped.
         """
         return (pixels.float().cpu().flatten(-2) - 0.5) @ self.axes.T
 
@@ -57,7 +57,7 @@ def paths(
     plane: Plane,
     turn: Turn = nullcontext,
 ) -> dict:
-    """One path per seed through a plane, with each of `STEP_COUNTS`: for `<digit-paths>`.
+    """One path per seed through a plane, for each of `STEP_COUNTS`: the data of `<digit-paths>`.
 
     Where `network` is a flow map with its `teacher`, the paths are the teacher's, and the last run is one jump of the
     map. A run has `path` `[steps + 1, N, 2]`, the positions of x_t; `aims` `[steps, N, 2]`, those of the images
@@ -87,9 +87,9 @@ def paths(
 
 
 def styles(network: DiT, seeds: Sequence[int], sampling: SamplingConfig, turn: Turn = nullcontext) -> dict:
-    """The first ten classes from the noise of each seed: a film for `<digit-styles>`, all classes of a seed together.
+    """The first ten classes from the noise of each seed, grouped by seed: a film for `<digit-styles>`.
 
-    It keeps `FRAMES` of the states, and of those only x_t.
+    It keeps at most `FRAMES` of the states, and only their x_t.
     """
     labels = torch.arange(min(10, len(network.class_names)))
     films = [draw_row(network, labels, [seed] * len(labels), sampling, turn) for seed in seeds]
@@ -105,7 +105,7 @@ def styles(network: DiT, seeds: Sequence[int], sampling: SamplingConfig, turn: T
 
 
 def told(network: DiT, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig) -> dict:
-    """What was drawn and how, as the elements expect it."""
+    """The digits and their settings, as the elements expect them."""
     digits = [network.class_names[label] for label in labels]
     return {"digits": digits, "seeds": list(seeds), **asdict(sampling), "kind": network.kind}
 

@@ -50,5 +50,5 @@ def flops(network: DiT) -> int:
 
 
 def machine(device: torch.device) -> str:
-    """The machine that the figures belong to."""
+    """A description of the machine, for benchmark results."""
     return f"{described(device)}; Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,14 +1,14 @@
-"""Whose turn it is: several drawings share one device, and a short one waits for one step of a long one at most."""
+"""A fair lock: drawings share one device, and a short one waits for at most one step of a long one."""
 
 import threading
 from collections import deque
 
 
 class Turns:
-    """A lock that threads get in the order in which they asked for it.
+    """A lock that threads get in first-come, first-served order.
 
-    A plain lock may go back to the thread that has just left it, so a drawing that takes it for every step would keep
-    all others out until its end.
+    A plain lock may go back to the thread that has just released it, so a drawing that takes it for every step would
+    block all others until its end.
     """
 
     def __init__(self):
@@ -22,7 +22,7 @@ class Turns:
                 self._waiting.append(mine)
             self._taken = True
         if mine:
-            mine.acquire()  # until whoever is before us hands over
+            mine.acquire()  # until the thread before this one releases the lock
 
     def __exit__(self, *_) -> None:
         with self._guard:

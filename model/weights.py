@@ -1,8 +1,8 @@
-"""Weights: from a folder or a Hub repository to a network that is ready to draw, and back into a folder.
+"""Load weights from a folder or a Hub repository into a network that is ready to draw, and save them to a folder.
 
 A folder of weights holds `config.json` (the kind of network and its arguments), `model.safetensors` (float16),
-`sampling.json` (the defaults to draw with) and `metrics.json`, which keeps the sha256 of the first two: a flipped byte
-would load silently. That of a flow map may hold the velocity weights it was distilled from in the folder `teacher/`.
+`sampling.json` (the sampling defaults) and `metrics.json`, which records the sha256 of the first two: a flipped byte
+would load silently. A flow map's folder may hold the velocity weights it was distilled from in `teacher/`.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is op
 MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
 KINDS = {network.kind: network for network in (DiT, FlowMap)}  # `kind` in config.json; a velocity network needs none
 TEACHER = "teacher"  # in the folder of a flow map: the weights that it was distilled from
-TEACHER_FROM = 9  # steps, from which on the teacher draws better
-UNWRITTEN = {"qk_norm": True, "predicts_image": False}.items()  # not in config.json: only ablations differ
+TEACHER_FROM = 9  # from this number of steps on, the teacher draws better
+UNWRITTEN = {"qk_norm": True, "predicts_image": False}.items()  # left out of config.json: only ablations differ
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 OF_TEACHER = tuple(f"{TEACHER}/{name}" for name in (*FILES, SAMPLING))
 
-# What metrics.json may hold, by `check.typed`.
+# The fields of metrics.json, as kinds of `check.typed`.
 NUMBER, FIGURES = int | float, {...: int | float}
 TRAINING = {
     **dict.fromkeys(("epochs", "steps", "images", "batch", "lr", "hours"), NUMBER),
@@ -63,11 +63,10 @@ RECORDS = {"sha256": {...: str}, "training": TRAINING, "evaluation": ROW, "sweep
 
 @dataclass(frozen=True)
 class Weights:
-    """A network with its weights, how to draw with it, and where it came from.
+    """A network with its weights, sampling defaults and source.
 
-    `source` is a description for people. `notice` is "", or says why these are the bundled weights and not those asked
-    for, or are without their teacher. `teacher` are the velocity weights that a flow map was distilled from, where they
-    are at hand.
+    `source` is a description for people. `notice` is "", or says why the bundled weights replace the requested ones, or
+    that the teacher is missing. `teacher` holds the velocity weights that a flow map was distilled from, if available.
     """
 
     network: DiT
@@ -78,11 +77,11 @@ class Weights:
     teacher: "Weights | None" = None
 
     def network_for(self, steps: int) -> DiT:
-        """The network that draws best in so many steps: a flow map in few of them, its teacher in many."""
+        """The network that draws best in this number of steps: a flow map in few, its teacher in many."""
         return self.teacher.network if self.teacher and steps >= TEACHER_FROM else self.network
 
     def alone(self) -> "Weights":
-        """The same for a page that has no room for a teacher: by default it draws in few steps then."""
+        """A copy without the teacher, for the static page; its default steps are few enough for the map."""
         if not self.teacher:
             return self
         steps = min(self.sampling.steps, TEACHER_FROM - 1)
@@ -90,11 +89,11 @@ class Weights:
 
 
 def load(where: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Weights:
-    """The weights named by `where`, else by the variable `WEIGHTS`, else the bundled ones.
+    """Load the weights named by `where`, else by the variable `WEIGHTS`, else the bundled ones.
 
-    `where` is a folder, or a Hub repository `USER/NAME` or `USER/NAME@revision`. The network computes in `dtype`;
-    by default in bfloat16 where the device multiplies that in hardware, else in float32.
-    Raises ValueError or OSError, in one sentence, for weights that are missing, damaged or of another network.
+    `where` is a folder, or a Hub repository `USER/NAME` or `USER/NAME@revision`. The network computes in `dtype`; by
+    default in bfloat16 if the device multiplies that in hardware, else in float32.
+    Raises ValueError or OSError, with a one-sentence message, for missing, damaged or incompatible weights.
     """
     where = where or os.environ.get("WEIGHTS") or str(BUNDLED)
     if Path(where).is_dir():
@@ -119,9 +118,9 @@ def load(where: str | None = None, device: torch.device | str = "cpu", dtype: to
 
 
 def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu") -> Weights:
-    """As `load`, but falls back to the bundled weights with a notice; raises only when those are unusable too.
+    """Like `load`, but falls back to the bundled weights with a notice; raises only if those are unusable too.
 
-    The reason goes to stderr: visitors see the notice.
+    The reason goes to stderr; visitors only see the notice.
     """
     try:
         return load(where, device)
@@ -136,7 +135,7 @@ def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu"
 
 
 def read(folder: Path) -> Weights:
-    """A folder of weights, checked: file names, types, hash, the shape of every tensor, every number finite."""
+    """Read a folder of weights; checks file names, types, hash, tensor shapes, and that all numbers are finite."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}, so there are no weights to draw with")
@@ -165,9 +164,9 @@ def read(folder: Path) -> Weights:
 
 
 def with_teacher(weights: Weights, folder: Path) -> Weights:
-    """The weights of a folder with their teacher, if it holds one, or with a notice where that cannot be used.
+    """Add the teacher in the weights' folder, if there is one, or a notice if it cannot be used.
 
-    A flow map draws without its teacher, which is there to be compared with. The reason goes to stderr.
+    A flow map can draw without its teacher. The reason goes to stderr.
     """
     if not isinstance(weights.network, FlowMap) or not (folder / TEACHER).is_dir():
         return weights
@@ -179,9 +178,9 @@ def with_teacher(weights: Weights, folder: Path) -> Weights:
 
 
 def read_teacher(folder: Path, network: FlowMap) -> Weights:
-    """The velocity weights in the folder `teacher/` of a flow map's, checked as those.
+    """Read the velocity weights in the `teacher/` of a flow map's folder, with the same checks.
 
-    Raises ValueError or OSError, also for a network of another kind, other classes or other pixels.
+    Raises ValueError or OSError, also for another flow map, other classes or another pixel normalization.
     """
     teacher = read(folder / TEACHER)
     if isinstance(teacher.network, FlowMap):
@@ -193,7 +192,7 @@ def read_teacher(folder: Path, network: FlowMap) -> Weights:
 
 
 def digest(config: dict) -> str:
-    """The sha256 of a configuration whatever its layout and line ends, which git may change."""
+    """The sha256 of a configuration, regardless of layout and line endings, which git may change."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
@@ -238,10 +237,10 @@ def read_sampling(folder: Path, older: dict) -> SamplingConfig:
 
 
 def build(path: Path, config: dict) -> DiT:
-    """The network of a config, after a check that its tensors are exactly those in the header of the file; they are not
-    loaded.
+    """Build the network of a config and check that its tensors are exactly those in the file's header, without loading
+    them.
 
-    Raises ValueError if they are not. No network is built for a file that is too small for it: a block has more than
+    Raises ValueError if they are not. No network is built if the file is too small for it: a block has more than
     10·width² parameters of two bytes.
     """
     with safe_open(path, "pt") as file:
@@ -268,9 +267,9 @@ def build(path: Path, config: dict) -> DiT:
 
 def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict, teacher: Path | None = None) -> None:
     """Write a folder of weights in float16, with `metrics`, the hashes and a copy of the `teacher`'s weights; replaces
-    an older folder once the new one is whole.
+    an older folder once the new one is complete.
 
-    Raises OSError where it cannot be written.
+    Raises OSError if it cannot be written.
     """
     with replacing_folder(folder) as new:
         try:
@@ -293,12 +292,14 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict, te
 
 
 def download(where: str) -> tuple[Path, str]:
-    """The cached folder of a Hub repository `USER/NAME[@revision]`, and `USER/NAME@commit`; raises OSError in one
-    sentence."""
+    """Download a Hub repository `USER/NAME[@revision]`; returns the cached folder and `USER/NAME@commit`.
+
+    Raises OSError with a one-sentence message.
+    """
     return hub.download(where, FILES, optional=(SAMPLING,))
 
 
 def download_teacher(source: str) -> None:
-    """Download the teacher of the flow map `USER/NAME@commit` into its cached folder, if it has one that can be had."""
+    """Download the teacher of the flow map `USER/NAME@commit` into its cached folder, if one is available."""
     with contextlib.suppress(OSError):
         hub.download(source, OF_TEACHER[:-1], optional=OF_TEACHER[-1:])

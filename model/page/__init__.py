@@ -1,1 +1,1 @@
-"""The page in the browser: pictures as HTML, style, script."""
+"""The web page: HTML, styles, scripts and its server side."""

@@ -1,5 +1,5 @@
 // Files to save, made in the browser: PNG and GIF of exact pixels, and NumPy's .npz.
-// Images are uint8 [N, 28, 28] in one Uint8Array; several lie in a grid with grey gaps, as in `images.sheet`.
+// Images are uint8 [N, 28, 28] in one Uint8Array; several form a grid with grey gaps, as in `images.sheet`.
 
 {
     const SIZE = 28, GAP = 2, BACKGROUND = 64;
@@ -39,7 +39,7 @@
         return new Uint8Array(view.buffer);
     }
 
-    // Images [N, 28, 28] as one picture {width, height, pixels}, each pixel `scale` wide; a single one has no margin.
+    // Images [N, 28, 28] as one picture {width, height, pixels}, each pixel `scale` wide; a single image has no margin.
     function grid(images, columns, scale) {
         const count = images.length / SIZE ** 2, gap = count > 1 ? GAP : 0, pitch = SIZE + gap;
         columns = Math.min(columns, count);
@@ -113,7 +113,7 @@
                 clear();
                 continue;
             }
-            if (next === 1 << size) size++; // the reader learns a string one code later
+            if (next === 1 << size) size++; // the decoder adds a string one code later
             table[longer] = next++;
         }
         write(code);
@@ -123,7 +123,7 @@
         return out;
     }
 
-    // An endless GIF of frames [N, 28, 28] that takes `milliseconds`, then rests on the last for `rest`.
+    // A looping GIF of frames [N, 28, 28] that lasts `milliseconds`, then shows the last frame for `rest`.
     function gif(frames, columns = 1, {scale = 1, milliseconds = 2000, rest = 1500} = {}) {
         const {width, height} = grid(frames[0], columns, scale);
         const greys = Uint8Array.from({length: 768}, (_, i) => Math.floor(i / 3));
@@ -131,11 +131,11 @@
             latin1("GIF89a"),
             packed(true, [2, width], [2, height], [1, 0xf7], [1, 0], [1, 0]), // a palette of 256 colours
             greys,
-            latin1("\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"), // for ever
+            latin1("\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"), // loop forever
         ];
         for (const [i, frame] of frames.entries()) {
             const delay = Math.round((i < frames.length - 1 ? milliseconds / frames.length : rest) / 10);
-            parts.push(latin1("\x21\xf9\x04\x04"), packed(true, [2, delay], [1, 0], [1, 0])); // leave it in place
+            parts.push(latin1("\x21\xf9\x04\x04"), packed(true, [2, delay], [1, 0], [1, 0])); // no disposal
             parts.push(latin1("\x2c\0\0\0\0"), packed(true, [2, width], [2, height], [1, 0], [1, 8]));
             const data = lzw(grid(frame, columns, scale).pixels);
             for (let at = 0; at < data.length; at += 255) {
@@ -155,7 +155,7 @@
         return joined(latin1("\x93NUMPY\x01\0"), packed(true, [2, padded.length]), latin1(padded), data);
     }
 
-    // A labelled data set for `numpy.load`: `images` uint8 [N, 28, 28] and `labels` int64 [N], in a zip that is stored.
+    // A labelled data set for `numpy.load`: `images` uint8 [N, 28, 28] and `labels` int64 [N], in an uncompressed zip.
     function npz(images, labels) {
         const long = new Uint8Array(BigInt64Array.from(labels, BigInt).buffer);
         const files = {
@@ -181,7 +181,7 @@
         return new Blob([...parts, directory, latin1("PK\x05\x06"), end], {type: "application/zip"});
     }
 
-    // Let the visitor save a file under a name.
+    // Download a blob as a file.
     function save(blob, name) {
         const link = Object.assign(document.createElement("a"), {href: URL.createObjectURL(blob), download: name});
         link.click();

@@ -1,23 +1,23 @@
 // A drawing from noise to digit: <digit-film> plays and scrubs one digit, <digit-row> several at the same time.
-// The data are a film: {digits, seeds, steps, guidance, time_shift, times [S + 1] and, as uint8 [S + 1, N, 28, 28],
-// `noisy` (x_t) and `predicted` (x_t − t·v; a row does without); `velocity` [S, N, 28, 28] may be absent}. A film that
-// is still being drawn has the number of its finished states in `count`. Digits that no link opens have no `seeds` but
-// `about`: "what they show: how they were drawn", and perhaps `captions`, a word below each of a row. A film of the
-// `kind` "flow map" has in `predicted` where the map jumps to from there; others may go without a kind.
+// Both show a film: {digits, seeds, steps, guidance, time_shift, times [S + 1] and, as uint8 [S + 1, N, 28, 28],
+// `noisy` (x_t) and `predicted` (x_t − t·v; not needed by a row); `velocity` [S, N, 28, 28] is optional}. A film that
+// is still being drawn has the number of its finished states in `count`. Digits without links have no `seeds` but
+// `about`, "what they show: how they were drawn", and optionally `captions`, one below each digit of a row. In a film
+// of the `kind` "flow map", `predicted` is where the map jumps to from there; the kind is optional for others.
 
 {
     const SIZE = 28, AREA = SIZE ** 2, FRAMES = 9, GIF_FRAMES = 24, PLAYING_TIME = 1500; // milliseconds
-    const NEAR = 12; // of 255: so little, on average, do two images differ that are almost the same
+    const NEAR = 12; // of 255: the mean difference below which two images count as almost equal
 
-    // What outlives an element whose HTML is replaced, by its id: the digit it showed, the time, the velocity's switch.
+    // State by element id that survives when the element's HTML is replaced: digit, time, velocity switch.
     const remembered = new Map();
 
     // ---- data
 
-    // Uint8Array of base64, or of what is an array already.
+    // A Uint8Array from base64; arrays are returned as they are.
     const bytes = data => typeof data === "string" ? Uint8Array.from(atob(data), byte => byte.charCodeAt(0)) : data;
 
-    // A film whose arrays are base64, as the server sends it, with arrays of bytes.
+    // A film from the server, its arrays decoded from base64.
     function film(sent) {
         const names = ["noisy", "predicted", "velocity"].filter(name => sent[name]);
         return {...sent, ...Object.fromEntries(names.map(name => [name, bytes(sent[name])]))};
@@ -33,31 +33,31 @@
     const link = ({digit, seed, steps, guidance}) =>
         `?digit=${encodeURIComponent(digit)}&seed=${seed}&steps=${steps}&guidance=${+(+guidance).toPrecision(6)}`;
 
-    // A class as it reads in a sentence: 7, black image.
+    // The name of a class within a sentence: 7, black image.
     const named = digit => /^\d$/.test(digit) ? digit : `${digit} image`;
 
-    // What a picture shows: "A 7, drawn in 20 steps from the noise of seed 67".
+    // The alt text of a picture: "A 7, drawn in 20 steps from the noise of seed 67".
     function alt({digit, seed, steps, guidance}) {
         const what = guidance === 0 ? "An image of any class" : `${digit === "8" ? "An" : "A"} ${named(digit)}`;
         return `${what}, drawn in ${steps} step${steps === 1 ? "" : "s"} from the noise of seed ${seed}`;
     }
 
-    // What digits without a link show, in their own words.
+    // The description of digits without links, from their `about`.
     const subject = about => about.split(": ")[0];
 
-    // What a picture shows and how it was drawn, for its comment; as `SamplingConfig.recipe`.
+    // The digits and their settings, for the comment in an image file; as `SamplingConfig.recipe`.
     function recipe({digits, seeds, steps, guidance, time_shift, about}) {
         if (about) return about;
         const values = Object.entries({seed: seeds[0], steps, guidance, time_shift});
         return `${digits.join(",")}: ${values.map(([name, value]) => `${name} ${value}`).join(", ")}`;
     }
 
-    // The name of a file without its suffix: 7-seed67.
+    // A file name without its suffix: 7-seed67.
     const fileName = ({digits, seeds}) => seeds ? `${digits.join("")}-seed${seeds[0]}` : [...new Set(digits)].join("-");
 
     // ---- parts of a page
 
-    // An element with properties (attributes, where a name has a hyphen or is `role`) and children.
+    // An element with properties (attributes if the name has a hyphen or is `role`) and children.
     function make(tag, properties = {}, ...children) {
         const made = document.createElement(tag);
         for (const [name, value] of Object.entries(properties)) {
@@ -80,8 +80,8 @@
         canvas.getContext("2d").putImageData(image, 0, 0);
     }
 
-    // An image as a link that opens its digit. Whoever handles the event "digit-open" prevents the browser from
-    // following the link.
+    // An image as a link that opens its digit. A handler of the event "digit-open" calls preventDefault to stop the
+    // browser from following the link.
     function cell(digit, text) {
         const made = make("a", {href: digits.link(digit), className: "digits-cell"}, canvas(text));
         made.addEventListener("click", event => {
@@ -92,8 +92,8 @@
         return made;
     }
 
-    // Make the links in a grid one stop of the Tab key; arrow keys, Home and End move between them. Call what it
-    // returns whenever the links have changed.
+    // Make the links in a grid a single Tab stop; arrow keys, Home and End move between them. Returns a function to
+    // call whenever the links have changed.
     function walk(grid) {
         let stop;
         const links = () => [...grid.querySelectorAll("a")];
@@ -124,7 +124,7 @@
 
     // ---- the player
 
-    // Whether two films have the same recipe and the same pictures.
+    // Whether two films have the same recipe and the same noisy images.
     const same = (film, other) => other && recipe(film) === recipe(other) && film.noisy.length === other.noisy.length
         && film.noisy.every((grey, i) => grey === other.noisy[i]);
 
@@ -134,8 +134,8 @@
     class Player extends HTMLElement {
         #film = null;
         #index = 0;
-        #frame = 0; // of the animation; 0 while nothing plays
-        #following = false; // whether the picture is the newest state of a film that is still being drawn
+        #frame = 0; // id of the animation frame; 0 while nothing plays
+        #following = false; // whether to show the newest state of a film that is still being drawn
 
         disconnectedCallback() {
             this.#stop();
@@ -151,14 +151,14 @@
             return this.#film;
         }
 
-        // A new digit plays once by itself; of a digit that was there, with other steps or guidance, the same moment is
-        // shown. Set the same film again when it has more states; it is followed if nothing else is there to be shown.
+        // A new digit plays once automatically; the same digit with other steps or guidance stays at its time. Set the
+        // same film again when it has more states; its newest state is shown if there is no older film to show.
         set film(film) {
             const digit = JSON.stringify([film.digits, film.seeds ?? subject(film.about)]), memory = this.memory;
             const last = film.times.length - 1, count = film.count ?? last + 1, whole = count > last;
             const more = this.#film?.noisy === film.noisy, noiseAlone = this.#film && this.count <= 1;
             const inPlace = memory.digit === digit && !noiseAlone;
-            if (!more && !whole && this.#film && (inPlace || calm())) return; // what is there stays for now
+            if (!more && !whole && this.#film && (inPlace || calm())) return; // keep the current film for now
             if (!more && whole && same(film, this.#film)) return; // it may be playing
             this.#film = film;
             if (!more) {
@@ -188,7 +188,7 @@
             return this.#index;
         }
 
-        // Show a state because the visitor asks for it.
+        // Show the state that the visitor selected.
         scrub(index) {
             this.#stop();
             this.#following = false;
@@ -201,7 +201,7 @@
             return this.#film.count ?? this.#film.times.length;
         }
 
-        // From the state that is shown, or from noise if that is the digit.
+        // Play from the current state, or from noise if that is the last one.
         play() {
             this.#stop();
             this.memory.t = 0;
@@ -286,7 +286,7 @@
 
     // ---- one digit
 
-    // The rows of the film strip: what they show, in words and as a formula, which for a flow map may be another.
+    // The rows of the film strip: title, formula, and for a flow map its own formula if that differs.
     const ROWS = {
         noisy: ["From noise to digit", "xₜ"],
         predicted: ["The network’s guess at that moment", "xₜ − t·v", "xₜ − t·u(xₜ, t, 0)"],
@@ -306,7 +306,7 @@
                     type: "button", className: "digits-frame", tabIndex: -1, onclick: () => this.scrub(index),
                     "aria-label": `Show t = ${t}`,
                 });
-                frame.style.gridColumn = column + 1; // over the titles, which span all columns
+                frame.style.gridColumn = column + 1; // overlaps the titles, which span all columns
                 for (const row of Object.keys(ROWS)) frame.append(rows[row] = canvas("", `digits-${row}`));
                 frame.append(make("span", {}, t));
                 return {index, frame, rows, painted: false};
@@ -371,7 +371,7 @@
             }
         }
 
-        // What is to be seen, for somebody who has never heard of any of it.
+        // The caption of a state, for readers without prior knowledge.
         #words(film, index) {
             const last = film.times.length - 1, noun = /^\d$/.test(film.digits[0]) ? "digit" : "image";
             const steps = `${last} step${last === 1 ? "" : "s"}`;
@@ -383,7 +383,7 @@
                 : `${now} Beside it, what the network predicts from it.`;
         }
 
-        // Whether the image predicted at a state is almost the finished one.
+        // Whether the image predicted at a state is almost equal to the finished one.
         #near(index) {
             const now = this.state("predicted", index), end = this.state("noisy", this.film.times.length - 1);
             return now.reduce((sum, grey, i) => sum + Math.abs(grey - end[i]), 0) / AREA < NEAR;

@@ -1,12 +1,11 @@
-"""What strangers may ask of the page: an ASGI middleware between the web and Gradio.
+"""Access and load limits of the page: an ASGI middleware in front of Gradio.
 
-It lets through only the routes that the page and its API use, bounds what a request, a visitor and all visitors
-together may take, and drops what nobody listens to. It remembers open requests only; the queue is read where Gradio
-keeps it.
+It lets through only the routes that the page and its API use, limits the resources of each request, each visitor and
+all visitors together, and drops sessions without a listener. The queue itself is read from Gradio, not tracked here.
 
-What can be forged: a session is a name that the client chooses, so the bound on its places keeps an honest program from
-taking the whole queue and stops no attacker. An address is what the last proxy says; behind one, all visitors share it.
-The bounds on all places, all waiting work and all open requests hold against anybody.
+Some identities can be forged. A client chooses the name of its session, so the limit per session keeps an honest
+program from filling the queue but stops no attacker. An address is what the last proxy reports; behind one, all
+visitors may share it. The limits on all queue places, all waiting work and all open requests hold for everybody.
 """
 
 import asyncio
@@ -24,10 +23,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 64 * 1024  # bytes; the longest valid call has about one kB
-MAX_OPEN = 1000  # requests under way, event streams included
-PLACES, ADDRESS_PLACES, SESSION_PLACES = 64, 48, 16  # in the queue: for all, for one address, for one session
-MAX_WORK = 100_000  # steps of single digits that may wait: five of the largest sheets
-PATIENCE = 10.0  # seconds after which a session that nobody listens to is dropped
+MAX_OPEN = 1000  # open requests, including event streams
+PLACES, ADDRESS_PLACES, SESSION_PLACES = 64, 48, 16  # in the queue: in total, per address, per session
+MAX_WORK = 100_000  # waiting work in steps of single digits: five of the largest sheets
+PATIENCE = 10.0  # seconds after which a session without a listener is dropped
 
 ROUTES = (
     ("GET HEAD", r"/|/config/?|/theme\.css|/(assets|static)/.+|/favicon\.ico|/pwa_icon(/\w+)?|/manifest\.json"),
@@ -40,8 +39,8 @@ ROUTES = (
 JOIN = re.compile(r"/gradio_api/(queue/join|call/(?P<v2>v2/)?(?P<name>\w+)/?)")
 STREAM = re.compile(r"/gradio_api/(queue/data|call/(v2/)?\w+/(?P<event>\w+))")
 
-# Gradio's page has inline scripts and makes functions of text; a Space's frame resizes itself by a script of cdnjs, and
-# the page behind --share comes from Gradio's bucket. Who may frame the page is left open, for Spaces.
+# Gradio's page has inline scripts and evaluates strings as code; a Space resizes its frame with a script from cdnjs,
+# and the page behind --share loads from Gradio's bucket. Framing is not restricted, for Spaces.
 BUCKET = "https://gradio.s3-us-west-2.amazonaws.com"
 POLICY = (
     f"default-src 'self' {BUCKET}; "
@@ -57,14 +56,14 @@ HEADERS = [
 
 
 class Refused(Exception):
-    """A status and one sentence for the client."""
+    """An HTTP status and one sentence for the client."""
 
     def __init__(self, status: int, sentence: str):
         self.status, self.sentence = status, sentence
 
 
 class Place(NamedTuple):
-    """A call that waits: whose it is, and its work in steps of single digits."""
+    """A waiting call: its sender, and its work in steps of single digits."""
 
     session: str | None
     address: str
@@ -72,7 +71,7 @@ class Place(NamedTuple):
 
 
 def check_route(method: str, path: str) -> None:
-    """Raise Refused, 404 or 405, unless the route is on the list."""
+    """Raise Refused (404 or 405) unless the route is in `ROUTES`."""
     allowed = [methods.split() for methods, pattern in ROUTES if re.fullmatch(pattern, path)]
     if not allowed:
         raise Refused(404, "There is nothing here.")
@@ -81,7 +80,7 @@ def check_route(method: str, path: str) -> None:
 
 
 def check_place(asked: Place, held: Iterable[Place]) -> None:
-    """Raise Refused where a call may not wait beside the others; 503 is what Gradio's clients know as a full queue."""
+    """Raise Refused if a call exceeds the limits of the queue; Gradio's clients take 503 for a full queue."""
     held = list(held)
     if asked.session and sum(place.session == asked.session for place in held) >= SESSION_PLACES:
         raise Refused(503, f"{SESSION_PLACES} of your calls are waiting already; wait for one of them.")
@@ -92,10 +91,7 @@ def check_place(asked: Place, held: Iterable[Place]) -> None:
 
 
 def parse(body: bytes) -> dict:
-    """The JSON object of a call; raises Refused for anything else, and for values that are no plain JSON values.
-
-    Gradio takes objects for files, and fetches the addresses in them.
-    """
+    """The JSON object of a call; raises Refused for anything else, or for malformed `data` or `session_hash`."""
     try:
         call = json.loads(body)
     except (ValueError, RecursionError):
@@ -108,7 +104,10 @@ def parse(body: bytes) -> dict:
 
 
 def check_values(values: list) -> None:
-    """Raise Refused where a value is not a text, a number, true, false, null or a list of these."""
+    """Raise Refused unless each value is a text, a number, true, false, null or a list of these.
+
+    Gradio takes objects for files, and fetches the URLs in them.
+    """
     items = [item for value in values for item in (value if isinstance(value, list) else [value])]
     if any(isinstance(item, dict | list) for item in items):
         raise Refused(422, "Values must be texts, numbers, true, false, null or lists of these.")
@@ -122,18 +121,18 @@ async def read(receive: Receive) -> bytes:
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             raise Refused(413, f"A request may have {MAX_BODY // 1024} kB.")
-        if not message.get("more_body"):  # a client that left sends no more either
+        if not message.get("more_body"):  # also true after a disconnect
             return bytes(body)
 
 
 class Guard:
-    """The middleware; `work(function, values by name)` tells how many steps of single digits a call takes."""
+    """The middleware; `work(function, values by name)` returns the steps of single digits that a call takes."""
 
     def __init__(self, app: ASGIApp, work: Callable[[str, dict], int]):
         self.app, self.work = app, work
         self.open = 0
-        self.joining: list[Place] = []  # calls on their way into the queue
-        self.listeners = Counter()  # open event streams of a session
+        self.joining: list[Place] = []  # calls about to enter the queue
+        self.listeners = Counter()  # open event streams by session
         self.unheard: dict[str, object] = {}  # sessions without a listener; an entry lives for PATIENCE
         self.tasks: set[asyncio.Task] = set()
 
@@ -157,11 +156,11 @@ class Guard:
             self.open -= 1
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, once it is checked."""
+        """Check a request and pass it on."""
         method, path = scope["method"], get_route_path(scope)
         check_route(method, path)
         if path.startswith("/gradio_api/info"):
-            # That of a page: the other one Gradio caches, with the Host header of whoever asked first.
+            # Request the info of a page: Gradio caches the other one with the Host header of the first request.
             scope = {**scope, "query_string": scope["query_string"] + b"&page="}
         if method == "GET":
             stream = STREAM.fullmatch(path)
@@ -177,7 +176,7 @@ class Guard:
         await (self.join(join, body, scope, replay, send) if join else self.app(scope, replay, send))
 
     async def join(self, path: re.Match, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a call on to the queue if it may wait there."""
+        """Pass a call on to the queue if the limits allow it."""
         call, blocks = parse(body), scope["app"].get_blocks()
         if path["name"]:
             function = next((fn for fn in blocks.fns.values() if fn.api_name == path["name"]), None)
@@ -198,7 +197,7 @@ class Guard:
             await send(message)
 
         if session and not blocks._queue.pending_event_ids_session.get(session):
-            self.unheard.pop(session, None)  # the time without a listener begins anew, but not for what waits already
+            self.unheard.pop(session, None)  # restart the timeout, but not while older calls wait
         self.joining.append(place)
         try:
             await self.app(scope, receive, heard)
@@ -215,7 +214,7 @@ class Guard:
                 yield Place(event.session_hash, address(event.request.scope), work)
 
     async def stream(self, event: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an event stream on, and remember that its session has a listener while it is open."""
+        """Pass an event stream on, and count it as a listener of its session while it is open."""
         queue = scope["app"].get_blocks()._queue
         session = session_of(event, queue) if event else QueryParams(scope["query_string"]).get("session_hash", "")
         if session not in queue.pending_messages_per_session:
@@ -231,7 +230,7 @@ class Guard:
                 self.watch(session, queue)
 
     def watch(self, session: str, queue) -> None:
-        """Drop a session that has no listener within PATIENCE from the first moment without one."""
+        """Drop a session once it has been without a listener for PATIENCE."""
         kept = session in queue.pending_messages_per_session or session in queue.pending_event_ids_session
         if session in self.listeners or session in self.unheard or not kept:
             return
@@ -241,24 +240,24 @@ class Guard:
             await asyncio.sleep(PATIENCE)
             if self.unheard.get(session) is mark:
                 del self.unheard[session]
-                await queue.clean_events(session_hash=session)  # a drawing that runs stops at its next chunk
+                await queue.clean_events(session_hash=session)  # a running drawing stops at its next chunk
                 queue.pending_messages_per_session.pop(session, None)
                 queue.pending_event_ids_session.pop(session, None)
                 if not self.unheard:
                     await asyncio.to_thread(trim)
 
         task = asyncio.create_task(drop())
-        self.tasks.add(task)  # asyncio itself keeps no reference
+        self.tasks.add(task)  # asyncio keeps only weak references
         task.add_done_callback(self.tasks.discard)
 
 
 def names(function) -> list[str]:
-    """The names of the values that a function of Gradio's takes."""
+    """The parameter names of a Gradio function."""
     return [str(name) for name in function.input_parameter_names[: len(function.inputs)]]
 
 
 def named(function, values: list) -> dict:
-    """The values of a call by name; raises Refused where some are missing."""
+    """The values of a call by name; raises Refused if some are missing."""
     wanted = names(function)
     if len(values) < len(wanted):
         raise Refused(422, f"This call takes {len(wanted)} values ({', '.join(wanted)}), not {len(values)}.")
@@ -266,8 +265,8 @@ def named(function, values: list) -> dict:
 
 
 def trim() -> None:
-    """Give memory that a crowd left free back to the system, and let threads share two heaps from now on: glibc keeps
-    freed memory otherwise, for each thread apart."""
+    """Return freed memory to the system and limit threads to two shared heaps from now on: glibc otherwise keeps freed
+    memory for each thread."""
     with suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
         ctypes.CDLL(None).malloc_trim(0)
@@ -278,7 +277,7 @@ def address(scope: Scope) -> str:
 
 
 def session_of(event: str, queue) -> str:
-    """The session of an event, as Gradio looks it up: the event's own name where the caller gave none."""
+    """The session of an event, as Gradio looks it up: the event's own id if the caller gave none."""
     if event in queue.event_ids_to_events:
         return queue.event_ids_to_events[event].session_hash
     return next((session for session, events in queue.pending_event_ids_session.items() if event in events), event)

@@ -1,4 +1,4 @@
-"""What the page says and asks: its forms, its texts, and drawings as the values that the elements of film.js show."""
+"""The page's texts and forms, and drawings as values for the custom elements of film.js, sheet.js and why.js."""
 
 import base64
 import html
@@ -17,8 +17,8 @@ from model.weights import TEACHER_FROM
 HERE = Path(__file__).parent
 TITLE = "Digits from noise"
 SENTENCE = "A small neural network turns noise into a handwritten digit, step by step."
-KEEP = {"__type__": "update"}  # what Gradio takes for no change
-PREVIEW = "/preview.png"  # the picture beside a link to the page
+KEEP = {"__type__": "update"}  # Gradio's empty update: no change
+PREVIEW = "/preview.png"  # the picture in previews of links
 STYLES = ("elements.css", "forms.css", "why.css", "lab.css", "page.css")
 SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
 
@@ -26,7 +26,7 @@ SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
 
 
 def head() -> str:
-    """The style and the scripts of the page, as they go into its head."""
+    """The styles and scripts for the head of the page."""
     style, scripts = "".join(map(read, STYLES)), "".join(f"<script>{read(name)}</script>" for name in SCRIPTS)
     return f"<style>{style}</style>{scripts}"
 
@@ -36,7 +36,7 @@ def read(name: str) -> str:
 
 
 def preview(environment: jinja2.Environment) -> None:
-    """Say in Gradio's own templates what a link to the page looks like elsewhere, instead of what Gradio says there."""
+    """Replace the link-preview tags in Gradio's templates with those of this page."""
     tags = {"og:title": TITLE, "og:description": SENTENCE, "og:type": "website", "og:url": "{{ config['root'] }}/"}
     tags |= {"og:image": "{{ config['root'] }}" + PREVIEW, "twitter:card": "summary_large_image"}
     ours = "".join(f'<meta property="{name}" content="{content}" />' for name, content in tags.items())
@@ -54,12 +54,12 @@ def title() -> str:
 
 
 def digit_title() -> str:
-    """The heading that the script fills, and where a screen reader hears of a new digit."""
+    """The heading, filled by the script, and the live region that announces a new digit to screen readers."""
     return '<h2 id="digit-title" tabindex="-1"></h2><p id="announcement" role="status" class="unseen"></p>'
 
 
 def footer(about: str, static_page: str | None) -> str:
-    """The last lines, with a link to the same digit on the page that needs no server, if there is one."""
+    """The footer, with a link to the same digit on the static page if there is one."""
     address = html.escape(static_page or "")
     link = f'<a id="static" href="{address}">Draw in your own browser instead</a>, without a queue.<br>' * bool(address)
     return f"<p>{link}{about}</p>"
@@ -104,19 +104,19 @@ SHEET = ("A sheet of digits", "Up to 400 digits, each from its own seed. Click o
 
 
 def steps_of(kind: str, compared: bool) -> tuple[str, str]:
-    """What to say above the comparison of steps of a kind of network, which may be compared with its teacher."""
+    """Heading and text of the comparison of steps, for a kind of network and whether its teacher is `compared`."""
     return STEPS if kind == DiT.kind else FLOW_AND_MAP if compared else MAP_STEPS
 
 
 def section(name: str, sentence: str) -> str:
-    """A heading within a tab, and what there is to see below it."""
+    """A heading within a tab, and a sentence about the section."""
     return f"<h2>{name}</h2><p>{sentence}</p>"
 
 
 def about(kind: str, parameters: list[int], source: str, device: str, notice: str | None) -> str:
-    """The last lines of the page: the network, where its weights come from, where it runs, and what went wrong.
+    """The lines of the footer: the network, the source of its weights, its device, and a notice of what went wrong.
 
-    `parameters` are those of the network, and of its teacher where that is there too.
+    `parameters` are the counts of the network and, if there is one, of its teacher.
     """
     where = {"cpu": "the processor (CPU)", "cuda": "a graphics card (GPU)"}.get(device, "a graphics card (GPU)")
     weights = "the bundled weights" if source == "bundled" else f"weights from {source}"
@@ -126,11 +126,11 @@ def about(kind: str, parameters: list[int], source: str, device: str, notice: st
     return "<br>".join(html.escape(text) for text in (line, notice) if text)
 
 
-# ---- forms: a component has the values of the fields named in data-fields, in that order
+# ---- forms: a component's value lists the values of the fields named in data-fields
 
 
 def panel(classes: Sequence[str], start: dict, drawn: bool) -> str:
-    """The controls that all tabs share; where nothing is `drawn` yet, the page begins as a visit does."""
+    """The controls that all tabs share; unless a digit is `drawn` already, the page requests one on load."""
     blank = ' <span class="hint">a digit, or a blank picture</span>' * ("black" in classes)
     options = "".join(choice("radio", "digit", name, name == start["digit"]) for name in classes)
     rest = slider("guidance", "Guidance", start["guidance"], 0, sampling.MAX_GUIDANCE, 0.05, GUIDANCE) + number(
@@ -192,7 +192,7 @@ def sheet_form(classes: Sequence[str], most: int) -> str:
 
 
 def grid(classes: Sequence[str]) -> str:
-    """The style of a group of classes: six columns, or three for longer names."""
+    """The CSS classes of a group of choices: six columns, or three for longer names."""
     return "classes wide" if max(map(len, classes)) > 5 else "classes"
 
 
@@ -205,7 +205,7 @@ def choice(kind: str, group: str, name: str, checked: bool) -> str:
 
 
 def slider(name: str, label: str, value: float, low: float, high: float, step: float, hint: str) -> str:
-    """A number beside a slider that says the same."""
+    """A number field and a slider for the same value."""
     bounds = f'min="{low}" max="{high}" step="{step}" value="{value:g}"'
     return (
         f'<div class="field" data-field="{name}"><label for="{name}">{label} <span class="hint" id="{name}-hint">{hint}'
@@ -215,7 +215,7 @@ def slider(name: str, label: str, value: float, low: float, high: float, step: f
 
 
 def number(name: str, label: str, value: int, high: int, hint: str) -> str:
-    """A whole number from 0 on."""
+    """A field for a whole number from 0 to `high`."""
     return (
         f'<div class="field" data-field="{name}"><label for="{name}">{label}</label><input type="number" name="{name}" '
         f'id="{name}" min="0" max="{high}" step="1" value="{value}" aria-describedby="{name}-hint" required>'
@@ -232,8 +232,7 @@ def submit(words: str) -> str:
 
 
 class Told:
-    """Catches the ValueError of a block: `both` is the value to show, if it came about, and what to say beside a
-    field."""
+    """Catches a ValueError in its block; `both` is the value to show, if set, and the message beside a field."""
 
     def __init__(self):
         self.value, self.problem = KEEP, None
@@ -257,13 +256,13 @@ def plain(number: str) -> str:
 
 
 def problem(error: ValueError) -> dict:
-    """A sentence about a value, and the name of the field beside which it belongs: errors begin with that name."""
+    """The sentence of an error and the field it belongs to, whose name is the first word of the error."""
     sentence = re.sub(r"^(\w+) must be (.*), not None$", r"\1 is empty; it must be \2", str(error))
     return {"field": sentence.split(" ", 1)[0], "sentence": f"{sentence[0].upper()}{sentence[1:]}."}
 
 
 def note(field: str, sentence: str) -> dict | None:
-    """A sentence beside a field whose value is no problem; None for no sentence."""
+    """A note beside a field whose value is valid; None if there is no sentence."""
     return {"field": field, "sentence": sentence, "harmless": True} if sentence else None
 
 
@@ -293,9 +292,9 @@ def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: Sampli
 
 
 def row(film: Film, digits: Sequence[str], config: SamplingConfig, **more) -> dict:
-    """A film of many digits: at most 24 of its states, and only what a row shows.
+    """A film of many digits for a row: at most 24 states, without predicted images and velocities.
 
-    `more` has their `seeds`, or `about` and `captions` for digits that have no link of their own.
+    `more` has their `seeds`, or `about` and `captions` for digits without a link.
     """
     kept = film.frames(24)
     return {
@@ -308,7 +307,7 @@ def row(film: Film, digits: Sequence[str], config: SamplingConfig, **more) -> di
 
 
 def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], config: SamplingConfig) -> dict:
-    """One digit per time at which its class changed."""
+    """A row with one digit per time at which its class changed."""
     other = f"a{named(other)[1:]}"
     about = f"{named(digit)} that becomes {other} at t = {', '.join(map(str, at))}: {settings(seed, config)}"
     captions = ["never" if t == 0 else "at once" if t == 1 else f"t = {t:g}" for t in at]
@@ -316,7 +315,7 @@ def changed(film: Film, digit: str, other: str, seed: int, at: Sequence[float], 
 
 
 def morphed(film: Film, digit: str, seeds: tuple[int, int], count: int, config: SamplingConfig) -> dict:
-    """Digits between two seeds."""
+    """A row of digits between two seeds."""
     first, last = seeds
     about = f"{named(digit)} from the noise of seed {first} to that of seed {last}: {settings(first, config)}"
     between = [f"{i / (count - 1):.0%}" for i in range(1, count - 1)]
@@ -325,7 +324,7 @@ def morphed(film: Film, digit: str, seeds: tuple[int, int], count: int, config: 
 
 
 def finished(drawn: Film, digit: str, seed: int, noise: float, config: SamplingConfig) -> dict:
-    """The film of a sketch."""
+    """The film of a finished sketch."""
     about = f"{named(digit)}, finished from a sketch under noise up to t = {noise:g}: {settings(seed, config)}"
     made = film(drawn, [digit], [seed], config, about=about)
     return {name: value for name, value in made.items() if name != "seeds"}
@@ -341,7 +340,7 @@ def settings(seed: int, config: SamplingConfig) -> str:
 
 
 def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int, labels: Sequence[int]) -> dict:
-    """A sheet on which nothing is drawn yet; `pixels` takes one text per batch."""
+    """An empty sheet; `pixels` takes one base64 string per batch."""
     seeds = list(range(seed, seed + len(digits)))
     return {
         "digits": list(digits),
@@ -355,9 +354,10 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
 
 
 def steps(digits: Sequence[str], seed: int, config: SamplingConfig, compared: bool) -> dict:
-    """A comparison that has no columns yet; of a flow map and its teacher where they are `compared`.
+    """An empty comparison of steps; with a row each for a flow map and its teacher if they are `compared`.
 
-    `calls` of a row are those of a step, and what the page draws with it `opens` there: from so many steps to so many.
+    `calls` of a row is the number of network calls per step, and `opens` the range of steps in which the page draws
+    with that network, so that the row's pictures are links.
     """
     shown = {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
     guided = config.guidance not in (0, 1)

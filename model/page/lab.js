@@ -1,23 +1,23 @@
-// <digit-sketch>: draw a digit with the mouse, a finger or a pen. The drawing becomes 28 × 28 pixels as those of MNIST
-// did: its box is scaled to 20 × 20, keeping its proportions, and its centre of mass moved to the middle. The line is
-// drawn anew at that scale, always as wide as those of MNIST, so a small drawing gets no fat strokes.
+// <digit-sketch>: draw a digit with the mouse, a finger or a pen. The drawing is converted to 28 × 28 pixels as in
+// MNIST: its bounding box is scaled to 20 × 20, keeping the aspect ratio, and its centre of mass moved to the middle.
+// The lines are redrawn at that scale with the stroke width of MNIST, so a small drawing gets no fat strokes.
 //
 // `strokes`: a list of strokes, each a list of points [x, y] from 0 to 1.
 // `pixels`: 784 numbers from 0 to 255, row by row, or null while nothing is drawn. After each stroke that the visitor
-// draws or takes back, the event "digit-sketch" bubbles with them in `detail.pixels`.
+// draws or removes, the event "digit-sketch" bubbles with them in `detail.pixels`.
 
 {
-    const SIZE = 28, BOX = 20, MIDDLE = 14.5; // the mean of MNIST's centres of mass, from the field's edge
+    const SIZE = 28, BOX = 20, MIDDLE = 14.5; // the mean centre of mass in MNIST, from the image's edge
     const PEN = 2.5; // pixels of the 28, also on the large canvas
-    const FINE = 8; // parts of a pixel in which the centre of mass is measured
+    const FINE = 8; // subdivisions of a pixel for measuring the centre of mass
     const {make, button, canvas, paint} = digits;
 
     const HINT = "Draw a digit with the mouse, a finger or a pen.";
     const DONE = "Scaled to 20 × 20 pixels and centred by its mass, like the digits the network learned from (MNIST).";
 
-    const remembered = new Map(); // strokes of an element whose HTML is replaced, by its id
+    const remembered = new Map(); // strokes by element id, kept when the element's HTML is replaced
 
-    // Draw the strokes in white on black. A point lies at x · scale + shift[0], in pixels, and so does y.
+    // Draw the strokes in white on black, each coordinate at x · scale + shift[axis], in pixels.
     function ink(context, strokes, scale, shift, pen) {
         Object.assign(context, {fillStyle: "black", strokeStyle: "white", lineWidth: pen});
         Object.assign(context, {lineCap: "round", lineJoin: "round"});
@@ -26,13 +26,13 @@
             const [[x, y], ...rest] = stroke.map(point => point.map((place, axis) => place * scale + shift[axis]));
             context.beginPath();
             context.moveTo(x, y);
-            context.lineTo(x + 0.01, y); // a canvas draws no line without length, and one point shall be a dot
+            context.lineTo(x + 0.01, y); // a canvas draws no zero-length line, but a point should be a dot
             for (const point of rest) context.lineTo(...point);
             context.stroke();
         }
     }
 
-    // The same as side² numbers from 0 to 255, antialiased.
+    // The drawn strokes as side² numbers from 0 to 255, antialiased.
     function rendered(side, ...drawing) {
         const context = new OffscreenCanvas(side, side).getContext("2d", {willReadFrequently: true});
         ink(context, ...drawing);
@@ -51,7 +51,7 @@
         return [x / mass, y / mass];
     }
 
-    // The 784 pixels of a drawing, as MNIST would have them; null for none.
+    // The 784 pixels of a drawing, normalized as in MNIST; null for an empty one.
     function normalized(strokes) {
         const points = strokes.flat();
         if (!points.length) return null;
@@ -59,20 +59,20 @@
         const least = axes.map(places => Math.min(...places)), most = axes.map(places => Math.max(...places));
         const extent = Math.max(most[0] - least[0], most[1] - least[1]);
         const scale = (BOX - PEN) / (extent || 1);
-        // The shift that moves the corner of the box, the line's width included, to `corner`.
+        // The shift that moves the corner of the box, including the line width, to `corner`.
         const box = corner => least.map((place, axis) => corner[axis] + PEN / 2 - place * scale);
         const fine = rendered(SIZE * FINE, strokes, scale * FINE, box([0, 0]).map(place => place * FINE), PEN * FINE);
         const mass = centre(fine, SIZE * FINE).map(place => place / FINE);
         const corner = mass.map((place, axis) => {
             const side = (most[axis] - least[axis]) * scale + PEN;
-            return Math.min(Math.max(MIDDLE - place, 0), SIZE - side); // nothing is cut off
+            return Math.min(Math.max(MIDDLE - place, 0), SIZE - side); // so that nothing is cut off
         });
         return rendered(SIZE, strokes, scale, box(corner), PEN);
     }
 
     class DigitSketch extends HTMLElement {
         #strokes = [];
-        #pointer = null; // that draws now
+        #pointer = null; // the one that is drawing
         #pixels = null;
 
         connectedCallback() {
@@ -122,7 +122,7 @@
 
         #go(event) {
             if (event.pointerId !== this.#pointer) return;
-            const events = event.getCoalescedEvents?.() ?? []; // all that the browser saw since the last frame
+            const events = event.getCoalescedEvents?.() ?? []; // all events since the last frame
             this.#strokes.at(-1).push(...(events.length ? events : [event]).map(event => this.#at(event)));
             this.#show();
         }

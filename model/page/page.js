@@ -1,18 +1,18 @@
-// The page that Gradio serves: forms, the elements in its components, the address, and what is drawn when it is seen.
+// The script of the Gradio page: forms, custom elements in components, the address bar, and pictures drawn on demand.
 //
-// One subject {digit, seed, steps, guidance} for the whole page: the one of the digit that was drawn last. Pictures
-// about it are drawn by the server when they come into sight, and again when it changes.
+// The whole page shares one subject {digit, seed, steps, guidance}: that of the digit drawn last. The server draws
+// pictures about it when they come into view, and again when it changes.
 
 {
     const FIELDS = ["digit", "seed", "steps", "guidance"];
     const forms = {}; // by name
-    const areas = []; // pictures that are drawn when they come into sight
-    let subject; // what the digit that is shown was drawn from
+    const areas = []; // pictures that are drawn when they come into view
+    let subject; // that of the digit shown
     let latest; // its film
-    let written = ""; // the number that is written in the row
-    let touched = false; // whether the visitor has asked for anything yet
-    let toNumbers = false; // whether the tab with the number is to be opened, once the page is there
-    let toFocus = false; // whether the next digit was opened from a picture elsewhere
+    let written = ""; // the number shown in the row
+    let touched = false; // whether the visitor has requested anything yet
+    let toNumbers = false; // whether to open the tab with the number once the page is ready
+    let toFocus = false; // whether the next digit was opened from another picture
 
     const number = field => field.value === "" ? null : Number(field.value);
     const one = selector => document.querySelector(selector);
@@ -56,7 +56,7 @@
             level(name);
             send("input");
         });
-        // What was typed out of range, or between whole numbers, becomes what can be drawn.
+        // Typed numbers are clamped to the valid range and rounded.
         form.addEventListener("change", ({target}) => {
             if (target.type !== "number" || target.value === "") return;
             const whole = Number.isInteger(Number(target.step)) ? Math.round(target.value) : target.value;
@@ -69,7 +69,7 @@
             const pressed = target.closest("button");
             if (!pressed) return;
             if (pressed.type === "submit") {
-                if (form.querySelector('[value="stop"]')) trigger("stop"); // what is asked for now takes its place
+                if (form.querySelector('[value="stop"]')) trigger("stop"); // the new drawing replaces it
                 send("submit");
             } else if (pressed.value === "stop") trigger("stop");
             else if (pressed.value === "copy") copyLink(pressed);
@@ -81,7 +81,7 @@
         watch("value", () => fill(props.value));
         const untouched = name => fields(name).every(
             field => field.value === (field.defaultValue ?? field.value) && field.checked === field.defaultChecked);
-        // What was typed before the page was ready stays.
+        // Keep input that was typed before the page was ready.
         if (names.every(untouched)) fill(props.value);
         else send("input");
         forms[element.closest(".block").id] = {form, fill, send, trigger};
@@ -93,7 +93,7 @@
         return [...FIELDS, "number"].some(name => asked.has(name));
     }
 
-    // Whoever comes with a link sees what it asks for.
+    // Show the content that a link asks for.
     function visit(form, trigger) {
         if ("visit" in form.dataset || isLink()) {
             touched = true;
@@ -102,7 +102,7 @@
         }
     }
 
-    // The sentence {field, sentence, harmless} about a value beside its field, or none.
+    // Show the message {field, sentence, harmless} beside its field, or none.
     function problem(props, watch, name) {
         watch("value", () => {
             const {form} = forms[name], {field, sentence, harmless} = props.value || {};
@@ -120,7 +120,7 @@
         });
     }
 
-    // Gradio's "queue: 3/5" in words.
+    // Show Gradio's "queue: 3/5" in words.
     function busy(element) {
         const words = document.createElement("p"), block = element.closest("#busy");
         Object.assign(words, {id: "waiting", role: "status"});
@@ -134,12 +134,12 @@
 
     // ---- pictures
 
-    // The element in a component, which gets the component's value. With an event, the server draws it when it is in
-    // sight and what it depends on has changed.
+    // Pass a component's value to the custom element in it. With an event, the server redraws the picture when it is in
+    // view and one of the subject's fields in `about` has changed.
     function picture(element, props, trigger, watch, event, about) {
         const shown = element.firstElementChild;
         let area;
-        if (shown.localName === "digit-arrows" && latest) shown.film = latest; // the same film, seen otherwise
+        if (shown.localName === "digit-arrows" && latest) shown.film = latest; // another view of the same film
         const show = () => {
             element.classList.remove("stale");
             if (area) area.waits = props.value.columns?.length < props.value.total;
@@ -153,10 +153,10 @@
         });
         if (!event || about === "sketch") return;
         area = {element, seen: false, waits: false, fields: about.split(" "), ask: () => {
-            if (props.value) props.value = {...props.value, stale: true}; // the same picture is news then, too
+            if (props.value) props.value = {...props.value, stale: true}; // an identical picture is an update, too
             trigger(event);
         }};
-        area.drawn = props.value && subject ? key(area) : ""; // a link has brought it
+        area.drawn = props.value && subject ? key(area) : ""; // drawn already, for a link
         areas.push(area);
         new IntersectionObserver(entries => {
             area.seen = entries.at(-1).isIntersecting;
@@ -204,15 +204,15 @@
         },
     };
 
-    // What of the subject a picture depends on.
+    // The subject's fields that a picture depends on, as a string.
     const key = area => JSON.stringify(area.fields.map(name => subject[name]));
 
-    // What is being drawn is cancelled by every change of the subject, so it is drawn again, changed or not.
+    // Every change of the subject cancels the running drawings, so unfinished pictures must be drawn again.
     function forget() {
         for (const area of areas) if (area.waits) area.drawn = "";
     }
 
-    // Ask for the pictures in sight that show something else than the page's subject.
+    // Request the pictures in view that do not show the current subject.
     function refresh() {
         if (!subject) return;
         for (const area of areas) {
@@ -224,7 +224,7 @@
         }
     }
 
-    // Another seed, wherever it is asked for.
+    // Another seed, requested anywhere on the page.
     document.addEventListener("digit-noise", ({detail}) => {
         forms.panel.fill(FIELDS.map(name => name === "seed" ? detail.seed : subject[name]));
         forms.panel.send("input");
@@ -257,7 +257,7 @@
         return link;
     }
 
-    // Make the address bar show what is drawn, whatever the controls say.
+    // Make the address bar show what is drawn, regardless of the controls.
     function follow() {
         const link = query(), elsewhere = one("#static");
         history.replaceState(null, "", link);
@@ -265,10 +265,10 @@
     }
 
     async function copyLink(button) {
-        const {href: link} = subject ? query() : location; // before the first digit is there, it is what was asked for
+        const {href: link} = subject ? query() : location; // before the first digit, the link that was opened
         try {
             await navigator.clipboard.writeText(link);
-        } catch { // there is no clipboard without HTTPS, and none in the frame of another page
+        } catch { // no clipboard access without HTTPS or in a foreign frame
             one("#link")?.remove();
             button.parentElement.insertAdjacentHTML("afterend", '<input id="link" aria-label="Link to copy" readonly>');
             const field = one("#link");

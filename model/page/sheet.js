@@ -1,12 +1,12 @@
-// Many finished digits: <digit-sheet> is a grid that grows as it is drawn, <digit-steps> a table of the same noise at
+// Many finished digits: <digit-sheet> is a grid that grows as it is drawn, <digit-steps> a table of the same noise in
 // more and more steps. Each picture is a link that opens its digit.
 
 {
     const AREA = 28 ** 2;
 
     class DigitSheet extends HTMLElement {
-        // {digits, seeds, labels, steps, guidance, time_shift, total, columns, pixels}; `pixels`, uint8 [n, 28, 28], are
-        // those of `total` that are there so far. Set it again whenever it has more digits.
+        // {digits, seeds, labels, steps, guidance, time_shift, total, columns, pixels}; `pixels`, uint8 [n, 28, 28],
+        // are the digits drawn so far, of `total`. Set it again whenever it has more digits.
         set sheet(sheet) {
             const {digits: names, seeds, steps, guidance, pixels, total, columns} = this.data = sheet;
             const count = this.count = pixels.length / AREA;
@@ -61,9 +61,10 @@
 
     class DigitSteps extends HTMLElement {
         // {digits, seed, guidance, columns: [{steps, pixels, milliseconds}]}: one row per digit, one column per number
-        // of steps that is there so far; `pixels` are uint8 [N, 28, 28], or base64 of them. With `rows`, [{name, calls,
-        // opens: [from, to]}], a row is the one digit as each of several networks draws it, in so many calls a step, and
-        // `milliseconds` has a number for each; in `from` to `to` steps it is what the page draws, and links to that.
+        // of steps drawn so far; `pixels` are uint8 [N, 28, 28] or their base64. With `rows`, [{name, calls, opens:
+        // [from, to]}], there is one digit and a row per network, `calls` is its number of calls per step, and
+        // `milliseconds` has a number per row; in `from` to `to` steps the page draws with this network, so pictures
+        // are links.
         set steps(value) {
             const {digits: names, seed, guidance, columns, rows} = this.data = value;
             const {make} = digits, images = columns.map(({pixels}) => digits.bytes(pixels));

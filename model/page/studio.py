@@ -1,4 +1,4 @@
-"""What the page can draw: checked functions of plain values for its tabs and its API, and whose turn it is."""
+"""The drawing functions of the page's tabs and API: they validate plain values and take turns on the device."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,26 +13,26 @@ from model.images import CLASSES, SIZE, columns
 from model.page import html as pictures
 from model.turns import Turns
 
-START = {"digit": "7", "seed": 67}  # what the page opens with; steps and guidance are those of the weights
+START = {"digit": "7", "seed": 67}  # the initial digit; steps and guidance are those of the weights
 MAX_SHEET = 400  # digits
 AREA = SIZE**2  # pixels of a sketch
-MAX_ROW = 16  # digits of a row that the API draws
+MAX_ROW = 16  # digits of a row in the API
 PATHS = 8  # through the plane
 CHANGES = [1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.5, 0.0]  # times at which a digit changes its class
 NOISE = 0.85  # on a sketch: enough to complete a rough one
 MORPHS = 8  # digits from one seed to another
-OTHER_SEED = 87  # to which they go at first: its 7 is crossed, that of the first seed is not
-# Digits of 50 steps that a call of another kind takes at most.
+OTHER_SEED = 87  # the initial target of a morph: its 7 is crossed, that of the start seed is not
+# The work of the other calls, at most: a number of digits in 50 steps each.
 ROWS = {"number_tab": sampling.MAX_NUMBER, "visit": sampling.MAX_NUMBER, "steps_tab": 3, "steps_api": 13}
 ROWS |= {"paths_tab": PATHS, "styles_tab": 10, "change_tab": len(CHANGES), "morph_tab": MORPHS, "sketch_tab": 1}
 ROWS |= {"change_api": MAX_ROW, "morph_api": MAX_ROW}
-OWN_DEVICE = "SPACES_ZERO_GPU" in os.environ  # there every call has a process and a device of its own
+OWN_DEVICE = "SPACES_ZERO_GPU" in os.environ  # there, every call has its own process and device
 TURNS = nullcontext() if OWN_DEVICE else Turns()
 
 
 def work(function: str, values: dict) -> int:
-    """Steps of single digits that a call takes at most; a foreign value counts as the largest, a single digit as
-    none."""
+    """The steps of single digits that a call takes at most; an invalid value counts as the largest, a single digit as
+    0."""
     if function == "sheet_tab":
         (_, count), (_, _, steps, _) = (padded(values.get(name), size) for name, size in (("asked", 2), ("subject", 4)))
     elif function == "sheet_api":
@@ -47,12 +47,12 @@ def work(function: str, values: dict) -> int:
 
 
 def padded(value, size: int) -> list:
-    """A list of that many values, None where a foreign one is none."""
+    """A list of exactly `size` values, padded with None; all None if `value` is not a list."""
     return [*value, *[None] * size][:size] if isinstance(value, list) else [None] * size
 
 
 def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
-    """The controls that a link asks for: each value clamped to its range, and the default for an invalid one."""
+    """The values of the controls in a link, clamped to their ranges; an invalid one becomes the default."""
     values = dict(start)
     if query.get("digit") in classes:
         values["digit"] = query["digit"]
@@ -69,10 +69,10 @@ def from_link(query: dict, start: dict, classes: tuple = CLASSES) -> dict:
 
 
 class Studio:
-    """What the tabs and the API call: small checked functions of plain values over `model/`.
+    """The functions behind the tabs and the API, which validate plain values and call `model/`.
 
-    A `subject` is the list of what the page is about: class, seed, steps, guidance. `on_gpu` wraps what draws, and
-    `listened` tells whether somebody still waits for the call that runs.
+    A `subject` is the list of the shared controls' values: class, seed, steps, guidance. `on_gpu` wraps the functions
+    that draw, and `listened` returns whether a client still waits for the current call.
     """
 
     def __init__(
@@ -100,28 +100,28 @@ class Studio:
         on_device = (self.whole, self.film, self.both, self.batches, self.pairs)
         self.whole, self.film, self.both, self.batches, self.pairs = map(on_gpu, on_device)
 
-    # ---- whose turn it is
+    # ---- taking turns
 
     @contextmanager
     def wanted(self) -> Iterator[None]:
-        """One step of a drawing; raises ValueError once nobody waits for it."""
+        """Context of a drawing step; raises ValueError if no client waits for the drawing."""
         if not self.listened():
             raise ValueError("nobody waits for this drawing any more")
         yield
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """One step of a drawing, or a short one as a whole, alone on the device."""
+        """Context with exclusive use of the device, for a drawing step or a whole short drawing."""
         with TURNS, self.wanted():
             yield
 
     def while_wanted(self, chunks: Iterator) -> Iterator:
-        """The chunks of a drawing in another process, which does not hear that nobody waits any more."""
+        """Yield the chunks of a drawing while a client waits; a drawing in another process cannot check that itself."""
         for chunk in chunks:
             with self.wanted():
                 yield chunk
 
-    # ---- what runs on the GPU, once every value is checked: a function of `sampling` and its values
+    # ---- runs on the GPU, with validated values: a function of `sampling` or `scenes` and its arguments
 
     def whole(self, function, *values):
         with self.turn():
@@ -140,19 +140,19 @@ class Studio:
         yield from function(self.network, self.teacher, *values, self.turn)
 
     def network_for(self, values):
-        """The network that draws best in the steps of the configuration among these values."""
+        """The network that draws best for the SamplingConfig among these values."""
         (config,) = (value for value in values if isinstance(value, sampling.SamplingConfig))
         return self.loaded.network_for(config.steps)
 
-    # ---- one checked call each; ValueError for a bad value
+    # ---- one validated call each; ValueError for a bad value
 
     def how(self, steps, guidance):
-        """How to draw for a tab, which has both values."""
+        """The sampling settings for a tab, which has both values."""
         config = replace(self.sampling, steps=steps, guidance=guidance)
         return config.for_network(self.loaded.network_for(config.steps))
 
     def config(self, steps=None, guidance=None):
-        """How to draw for the API, whose callers may leave them out."""
+        """The sampling settings for the API, where both values are optional."""
         asked = self.sampling.updated(steps=steps, guidance=guidance)
         return self.how(asked.steps, asked.guidance)
 
@@ -168,7 +168,7 @@ class Studio:
         yield from self.while_wanted(self.batches(sampling.compare_steps, labels, sampling.check_seed(seed), config))
 
     def compare(self, digit, seed, config):
-        """The columns of the comparison, with those of a flow map's teacher above its own."""
+        """The columns of the comparison of steps, with the images of a flow map's teacher above its own."""
         if self.teacher is None:
             yield from self.compare_steps(digit, seed, config)
         else:
@@ -267,10 +267,10 @@ class Studio:
         to 1, which forgets it."""
         return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
 
-    # ---- the tabs: what to show, and the sentence about a bad value, for which what is shown stays
+    # ---- the tabs: the value to show, and the message about a bad value, which leaves the shown value unchanged
 
     def digit(self, subject):
-        """The film of the digit that the page is about."""
+        """The film of the subject's digit."""
         digit, seed, steps, guidance = subject
         config = self.how(steps, guidance)
         return pictures.film(self.draw_one(digit, seed, config), [digit], [seed], config)
@@ -282,7 +282,7 @@ class Studio:
         return told.both
 
     def note(self, subject):
-        """What to say beside the guidance where the network does not draw with it."""
+        """A note beside the guidance if the network draws with another one, else None."""
         _, _, steps, guidance = subject
         return pictures.note("guidance", self.how(steps, guidance).note(guidance))
 
@@ -302,16 +302,16 @@ class Studio:
         return told.both
 
     def visit(self, query: dict) -> list:
-        """What a link asks for: its controls and its digit, and the number that it writes."""
+        """The content for a link: the controls, the digit, and the row of its number."""
         subject = list(from_link(query, self.start, self.classes).values())
         number = query.get("number", "") if self.can_write_numbers else ""
-        film = {**self.digit(subject), "linked": True}  # news to the browser, even if it is the first one
+        film = {**self.digit(subject), "linked": True}  # an update in the browser, even if it is the opening film
         note, subject[-1] = self.note(subject), film["guidance"]
         return [subject, film, note, [number], *self.number_tab([number], subject)]
 
     def paths_tab(self, subject):
-        """Many paths to the class of the page, in a plane of real digits; none for a class without a plane."""
-        with suppress(ValueError):  # the digit's own form says so
+        """Several paths to the subject's class, in a plane of real digits; none for a class without a plane."""
+        with suppress(ValueError):  # the digit's own form reports it
             digit, seed, _, guidance = subject
             if not (self.can_write_numbers and digit in self.planes):
                 return {"digits": []}
@@ -321,7 +321,7 @@ class Studio:
         return pictures.KEEP
 
     def styles_tab(self, subject):
-        """Ten classes from the noise of the page."""
+        """Ten classes from the noise of the subject's seed."""
         with suppress(ValueError):
             _, seed, steps, guidance = subject
             config = self.how(steps, guidance)
@@ -329,7 +329,7 @@ class Studio:
         return pictures.KEEP
 
     def steps_tab(self, subject):
-        """The columns of ever more steps, each shown as soon as it is drawn."""
+        """Yields the comparison of steps each time a column is drawn."""
         with suppress(ValueError):
             digit, seed, _, guidance = subject
             config = self.how(1, guidance)
@@ -339,7 +339,7 @@ class Studio:
                 yield shown
 
     def change_tab(self, asked, subject):
-        """One noise whose class changes on the way, earlier and later."""
+        """A row from one noise, whose class changes at different times."""
         with pictures.Told() as told:
             (other,), (digit, seed, steps, guidance) = asked, subject
             config = self.how(steps, guidance)
@@ -348,7 +348,7 @@ class Studio:
         return told.both
 
     def morph_tab(self, asked, subject):
-        """Digits between the noise of the page and that of another seed."""
+        """A row of digits between the noises of two seeds."""
         with pictures.Told() as told:
             (other,), (digit, seed, steps, guidance) = asked, subject
             config = self.how(steps, guidance)
@@ -357,7 +357,7 @@ class Studio:
         return told.both
 
     def sketch_tab(self, sketch, asked, subject):
-        """What becomes of a sketch."""
+        """The film of a finished sketch."""
         with pictures.Told() as told:
             (noise,), (digit, seed, steps, guidance) = asked, subject
             if sketch:
@@ -367,7 +367,7 @@ class Studio:
         return told.both
 
     def sheet_tab(self, asked, subject):
-        """The sheet, growing as it is drawn."""
+        """Yields the sheet each time a batch is drawn."""
         with pictures.Told() as told:
             (classes, count), (_, seed, steps, guidance) = asked, subject
             if not classes:

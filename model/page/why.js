@@ -1,5 +1,5 @@
 // Three scenes that show why it works: <digit-arrows> one step, <digit-paths> many, <digit-styles> one noise as ten
-// digits. They use the parts of film.js; their data are a film, or come from scenes.py.
+// digits. They use the helpers of film.js; their data are a film or come from scenes.py.
 
 {
     const AREA = 28 ** 2;
@@ -7,15 +7,15 @@
     const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
     const image = (data, i) => data.subarray(i * AREA, (i + 1) * AREA);
     const isDigit = name => /^\d$/.test(name);
-    // What was asked for, in a sentence: a 7, a black image.
+    // The requested class within a sentence: a 7, a black image.
     const named = ({digits: [name], guidance}) => guidance === 0 ? "an image of any class"
         : `${name === "8" ? "an" : "a"} ${digits.named(name)}`;
     const inSteps = count => `${count} step${count === 1 ? "" : "s"}`;
 
-    // What outlives an element whose HTML is replaced, by its id.
+    // State by element id that survives when the element's HTML is replaced.
     const remembered = new Map();
 
-    // An element that is built once and then shows the data that it gets.
+    // An element that is built once and then displays its data.
     class Scene extends HTMLElement {
         connectedCallback() {
             if (!this.firstChild) this.build();
@@ -26,7 +26,7 @@
             this.update();
         }
 
-        // Words for the kind of network that drew the data.
+        // The text for the kind of network that drew the data.
         ofKind({flow, map}) {
             return isMap(this.data) ? map : flow;
         }
@@ -40,7 +40,7 @@
 
     // ---- one step
 
-    // What a step is, in words and in symbols.
+    // What a step does, in words and in symbols.
     const MOVES = {
         flow: "One step moves every pixel a little along its arrow; then the network looks again.",
         map: "The arrows turn on the way. This network has learned where following them ends, so one step is a jump "
@@ -61,7 +61,7 @@
     const figure = (picture, ...words) => make("figure", {}, picture, make("figcaption", {}, ...words));
 
     class DigitArrows extends Scene {
-        #frame = 0; // of the step that is under way
+        #frame = 0; // animation frame of the current step
 
         set film(film) {
             this.show(film);
@@ -103,7 +103,7 @@
             this.go(Math.min(this.memory.i, this.last));
         }
 
-        // Show everything as it is after `i` steps.
+        // Show the state after `i` steps.
         go(i) {
             cancelAnimationFrame(this.#frame);
             this.#frame = 0;
@@ -160,9 +160,9 @@
             });
         }
 
-        // One step in so many milliseconds: every pixel goes straight to its next value. `then` is called there.
+        // Animate one step: every pixel moves linearly to its next value, then `then` is called.
         step(milliseconds, then) {
-            if (this.#frame) this.go(this.memory.i + 1); // the one before is still under way
+            if (this.#frame) this.go(this.memory.i + 1); // the last step is still running
             const {i} = this.memory, from = image(this.data.noisy, i), to = image(this.data.noisy, i + 1);
             if (i >= this.last) return;
             if (calm()) return this.go(i + 1);
@@ -185,7 +185,7 @@
 
     // ---- many steps
 
-    const WIDTH = 400, MARGIN = 12; // of the map, in its own units
+    const WIDTH = 400, MARGIN = 12; // of the map, in SVG units
 
     class DigitPaths extends Scene {
         set paths(paths) {
@@ -265,7 +265,7 @@
                 + `<g class="why-dots">${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
                 + `<span style="left: 0">noise</span><span style="left: ${this.middle}%">real ${digit}s</span>`;
             for (const part of this.map.querySelectorAll(".why-path")) {
-                // not mouseenter, which also comes when a new map is drawn below a mouse at rest
+                // not mouseenter, which also fires when a new map appears below a resting mouse
                 part.onmousemove = part.onclick = () => this.pick(+part.dataset.path);
             }
             this.order.forEach((k, i) => {
@@ -297,7 +297,7 @@
             this.pick(this.memory.path);
         }
 
-        // Stress a path: its digit is shown large, and dashed, where the arrows led at each of its stops.
+        // Select a path: show its digit large, and dashed lines to where the arrows led at each of its stops.
         pick(k) {
             if (this.picked === k) return;
             const {memory, data: {digits: [digit], seeds, guidance, runs}} = this;
@@ -324,7 +324,7 @@
 
     const ROWS = 3, FRAME_TIME = 220; // milliseconds
 
-    // The visitor's wish for another row bubbles as the event "digit-noise"; whoever handles it sets another film.
+    // The button for another row fires the bubbling event "digit-noise"; its handler sets another film.
     class DigitStyles extends Scene {
         set film(film) {
             this.show(film);
@@ -348,7 +348,7 @@
             this.memory.asked = false;
         }
 
-        // The rows of a new film go above those that are there, unless they were drawn in another way.
+        // The rows of a new film go above the existing ones; rows with other settings are removed.
         update() {
             const {seeds, steps, guidance, time_shift} = this.data, {memory} = this;
             const way = JSON.stringify([steps, guidance, time_shift]);
@@ -360,7 +360,7 @@
             this.rows.replaceChildren(...memory.rows.map(row => this.#row(row)));
         }
 
-        // The noise of a seed and its digits, which emerge from it when they are shown for the first time.
+        // The noise of a seed and its digits, animated when they are shown for the first time.
         #row(row) {
             const {seed, film} = row, {seeds, steps, guidance} = film;
             const places = seeds.flatMap((one, place) => one === seed ? [place] : []);

@@ -1,1 +1,1 @@
-"""The static page: a network in the visitor's own browser, and what puts it into a folder for any file server."""
+"""The static page: the network in the visitor's browser, and its export to a folder for any file server."""

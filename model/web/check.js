@@ -1,4 +1,4 @@
-// Validation of values from outside, after model/check.py: each function throws an Error of one sentence.
+// Validation of external values, after model/check.py: each function throws an Error with a one-sentence message.
 
 // A whole number in low..high.
 export function whole(name, value, low, high) {
@@ -12,7 +12,7 @@ export function number(name, value, low, high) {
         throw new Error(`${name} must be a number from ${low} to ${high}, not ${shown(value)}`);
 }
 
-// How to draw: {steps, guidance, time_shift}, as sampling.SamplingConfig; `source` begins the sentence.
+// Sampling settings {steps, guidance, time_shift}, as sampling.SamplingConfig; `source` begins the message.
 export function sampling({steps, guidance, time_shift}, source = "") {
     whole(`${source}steps`, steps, 1, 50);
     number(`${source}guidance`, guidance, 0, 5);

@@ -1,25 +1,25 @@
 // The network of model/dit.py in the browser, class by class; kernels.c does the arithmetic.
 //
-// A tensor is an address: where its float32 numbers begin in the memory of the WebAssembly module, row by row. Images
-// go through the network one at a time, so that the activations (2 MB) stay in the cache. Read `DiT.velocity` first.
+// A tensor is the address of its float32 numbers in the memory of the WebAssembly module, in row-major order. Images go
+// through the network one at a time, so that the activations (2 MB) stay in cache. Read `DiT.velocity` first.
 
 import {guided, sample} from "./flow.js";
 
 export const SIZE = 28;
 const FLOAT = 4; // bytes
-const CHANNELS = 256; // of a number's sinusoidal features
-const MAX_MOMENTS = 150; // three for each step of a flow map's film (sampling.MAX_STEPS)
+const CHANNELS = 256; // sinusoidal features per number
+const MAX_MOMENTS = 150; // three per step of a flow map's film (sampling.MAX_STEPS)
 const GAP = 16; // numbers between the rows of an MLP's hidden layer: rows 4096 bytes apart share few lines of a cache
 const roundUp = (n, multiple) => Math.ceil(n / multiple) * multiple;
 
-// The memory of the WebAssembly module, given out from front to back; nothing is ever given back.
+// Bump allocator for the memory of the WebAssembly module; nothing is ever freed.
 class Memory {
     constructor(kernels) {
         this.kernels = kernels;
         this.end = kernels.__heap_base.value;
     }
 
-    // A place for `count` numbers.
+    // Allocate `count` numbers; returns their address.
     take(count) {
         const at = roundUp(this.end, 64);
         this.end = at + count * FLOAT;
@@ -38,7 +38,7 @@ class Memory {
     }
 }
 
-// From the released tensors, {name: Uint16Array of float16}, to float32 in memory.
+// Loads the released tensors, {name: Uint16Array of float16}, as float32 into memory.
 class Loader {
     constructor(memory, tensors) {
         const largest = Math.max(...Object.values(tensors).map(halves => halves.length));
@@ -54,7 +54,7 @@ class Loader {
         return halves.length;
     }
 
-    // A tensor of any shape, with room for `room` numbers of which the rest are zeros.
+    // A tensor of any shape, zero-padded to at least `room` numbers.
     vector(name, room = 0) {
         const count = this.read(name), address = this.memory.take(Math.max(count, room));
         this.memory.at(address, count).set(this.memory.at(this.floats, count));
@@ -69,7 +69,7 @@ class Loader {
     }
 }
 
-// nn.Linear from k to n numbers; n is a multiple of 4, the last ones zeros. `step`: numbers from row to row.
+// nn.Linear from k to n numbers; n is a multiple of 4, zero-padded. `step`: numbers from row to row.
 class Linear {
     constructor(kernels, weight, bias, n, k) {
         Object.assign(this, {kernels, weight, bias, n, k});
@@ -117,7 +117,7 @@ export class TimeEmbedder {
     }
 
     forward(numbers) {
-        const f = Math.fround; // in float32 as in PyTorch, whose rounding of angles up to 1000 can be seen
+        const f = Math.fround; // in float32 as in PyTorch, whose rounding of angles up to 1000 is visible
         const features = this.memory.at(this.features, numbers.length * CHANNELS), half = CHANNELS / 2;
         numbers.forEach((number, row) => {
             for (let k = 0; k < half; k++) {
@@ -174,7 +174,7 @@ class Block {
     // Updates the image tokens [S, D] and the class token [1, D] in place, given each one's modulations.
     forward(image, label, S, imageTime, labelTime, rotary, space) {
         const {kernels, heads, headDim} = this.image, {qkv, attended} = space;
-        const missing = heads - this.label.heads; // queries: all those of the class token in the last block, else none
+        const missing = heads - this.label.heads; // all queries of the class token in the last block, else none
         this.label.project(qkv + missing * headDim * FLOAT, label, 1, labelTime, space); // the first row of qkv
         this.image.project(qkv + (heads + 2) * headDim * FLOAT, image, S, imageTime, space, rotary); // all others
         kernels.attend(attended, qkv, missing ? 1 : 0, S + 1, heads, headDim, space.attention);
@@ -185,8 +185,8 @@ class Block {
 
 // Velocity of the flow for 28 × 28 images, given their class; label `classes` is the null class.
 export class DiT {
-    // `kernels` are the exports of kernels.wasm, `config` a checked one and `tensors` its tensors (weights.js).
-    // Throws where a number is not finite or the browser has too little memory.
+    // `kernels` are the exports of kernels.wasm; `config` and `tensors` are validated by weights.js.
+    // Throws if a number is not finite or the browser has too little memory.
     constructor(kernels, config, tensors) {
         const {width, depth, heads, patch, classes} = config, headDim = width / heads;
         const memory = new Memory(kernels), loader = new Loader(memory, tensors);
@@ -217,15 +217,15 @@ export class DiT {
         };
     }
 
-    // The guidance scale that is drawn with where `scale` is asked for.
+    // The guidance scale used when `scale` is requested.
     static nearestGuidance(scale) {
         return scale;
     }
 
-    // Load what other kinds of network have in addition.
+    // Hook for subclasses to load additional layers.
     load(loader) {}
 
-    // dit.py's `one_for_scales`, as part of the bias.
+    // Add dit.py's `one_for_scales` to the bias.
     addOneToScales() {
         const bias = this.memory.at(this.modulation.bias, this.modulation.n), D = this.width;
         let part = 0;
@@ -238,25 +238,25 @@ export class DiT {
         }
     }
 
-    // The sampler's states from noise `x` along `times`, for B labels: how this kind of network draws; see flow.js.
-    // Every state has its velocity and predicted image; other kinds of network compute them only for a `film`.
+    // The sampler's states from noise `x` along `times`, for B labels; see flow.js. Every state has its velocity and
+    // predicted image; a flow map computes them only for a `film`.
     //
-    // `partner` may answer the question {moments, x, moment, labels}, the arguments of `withCachedModulations` and of
-    // what that returns, with a promise; else this network answers it.
+    // `partner` takes {moments, x, moment, labels}, the arguments of `withCachedModulations` and of the function it
+    // returns, and may return a promise of the result; otherwise this network computes it.
     states({x, labels, times, guidance, partner}) {
         const {here, there} = this.shared(times.slice(0, -1), partner);
         return sample(guided(here, labels, this.nullLabel, guidance, there), x, times);
     }
 
-    // The network for these moments, here and with a partner.
+    // The network for these moments, run here and run by the partner.
     shared(moments, partner = () => {}) {
         const here = this.withCachedModulations(moments);
         const there = (x, moment, labels) => partner({moments, x, moment, labels}) ?? here(x, moment, labels);
         return {here, there};
     }
 
-    // The network as (x, moment, labels) → velocity for these moments; the modulations stay until others are needed.
-    // A moment is a time, or a list of what `embed` needs.
+    // The network as (x, moment, labels) → velocity for these moments; their modulations are cached until others are
+    // needed. A moment is a time, or a list of the values that `embed` takes.
     withCachedModulations(moments) {
         const names = moments.map(String), all = names.join(";");
         return (x, moment, labels) => {
@@ -273,7 +273,7 @@ export class DiT {
         this.modulation.forward(this.made, embedded, moments.length);
     }
 
-    // The condition of all modulations at these times, [T, D].
+    // The conditioning vector of all modulations at these times, [T, D].
     embed(times) {
         return this.embedTime.forward(times);
     }

@@ -1,6 +1,6 @@
 // Rectified flow in the browser, after model/flow.py: t = 1 is noise, t = 0 is the image. Images are Float32Array
 // [B · 784]; a velocity is any function (x, t, tNext) → v, or a promise of it. A state is {t, x, v, image}: `v` is the
-// velocity and `image` the one predicted, which is `x` itself at the end.
+// velocity and `image` the predicted image, which is `x` itself at the end.
 
 const shifted = (t, shift) => (shift * t) / (1 + (shift - 1) * t);
 
@@ -9,7 +9,7 @@ export const timeGrid = (steps, shift) => Array.from({length: steps + 1}, (_, i)
 
 // The velocity of a network (x, t, labels) → v under classifier-free guidance; scales 0 and 1 cost one forward.
 //
-// `partner` is the same network in another worker, say, and returns a promise: both forwards then run side by side.
+// `partner` may be the same network in another worker, which returns a promise: both forwards then run in parallel.
 export function guided(network, labels, nullLabel, scale, partner = network) {
     const nothing = labels.map(() => nullLabel);
     return async (x, t) => {
@@ -23,7 +23,7 @@ export function guided(network, labels, nullLabel, scale, partner = network) {
 export function slerp(a, b, w) {
     const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
     const cosine = dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b)), angle = Math.acos(Math.min(Math.max(cosine, -1), 1));
-    const isArc = angle >= 1e-3; // else sin(angle) is as good as 0, and the arc as good as its chord
+    const isArc = angle >= 1e-3; // else sin(angle) is too close to 0; the arc is nearly its chord
     const [ofA, ofB] = isArc ? [1 - w, w].map(part => Math.sin(part * angle) / Math.sin(angle)) : [1 - w, w];
     return a.map((value, i) => ofA * value + ofB * b[i]);
 }
@@ -42,10 +42,10 @@ export async function* sample(velocity, x, times) {
     yield {t: 0, x, image: x};
 }
 
-// The jumps of a flow map along `times`: yields the state before each, and the image last, without v.
+// Jump along `times` with a flow map: yields the state before each jump, and the image last, without v.
 //
 // `average` is (x, t, s) → u, the average velocity from t to s. The velocity and the predicted image of a state cost a
-// call each, and are computed only for a `film`; `partner`, as in `guided`, computes the velocity meanwhile.
+// call each and are computed only for a `film`; `partner`, as in `guided`, computes the velocity in parallel.
 export async function* jump(average, x, times, film = false, partner = average) {
     for (let i = 0; i + 1 < times.length; i++) {
         const [t, s] = [times[i], times[i + 1]], asked = film ? partner(x, t, t) : undefined, u = average(x, t, s);
@@ -56,5 +56,5 @@ export async function* jump(average, x, times, film = false, partner = average) 
     yield {t: 0, x, image: x};
 }
 
-// Numbers of the network's range → pixels 0 to 255, rounded half to even and clamped, as images.to_pixels.
+// Numbers in the network's range → pixels 0 to 255, rounded half to even and clamped, as images.to_pixels.
 export const toPixels = (x, mean, std) => Uint8ClampedArray.from(x, value => (value * std + mean) * 255);

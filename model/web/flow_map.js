@@ -11,12 +11,12 @@ export class FlowMap extends DiT {
         this.embedGuidance = new TimeEmbedder(loader, "embed_guidance", 10);
     }
 
-    // A scale that the map was trained for: 0 (the null class) or at least 1; what lies between becomes 1.
+    // A scale that the map was trained for: 0 (the null class) or at least 1; values in between become 1.
     static nearestGuidance(scale) {
         return scale && Math.max(scale, 1);
     }
 
-    // The states of `jump` along `times`, one forward a step; see `DiT.states`.
+    // The states of `jump` along `times`, with one forward per step, or up to three for a film; see `DiT.states`.
     states({x, labels, times, guidance, film, partner}) {
         const scale = FlowMap.nearestGuidance(guidance), w = scale || 1;
         const asked = scale ? labels : labels.map(() => this.nullLabel);

@@ -1,13 +1,13 @@
 // The arithmetic of the network for WebAssembly, four floats at a time; dit.js calls it in the order of dit.py.
 //
-// Built in this folder by the PyPI package ziglang. Relaxed SIMD multiplies and adds at once, where the browser has it.
+// Built in this folder by the PyPI package ziglang. Relaxed SIMD, where the browser has it, fuses multiply and add.
 //   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128 -O3 -nostdlib
 //     -Wl,--no-entry,--strip-all,--export=__heap_base -o kernels.wasm kernels.c
 //   python -m ziglang cc -target wasm32-freestanding -mcpu=generic+bulk_memory+simd128+relaxed_simd -O3 -nostdlib
 //     -Wl,--no-entry,--strip-all,--export=__heap_base -o kernels-relaxed.wasm kernels.c
 //
-// Matrices lie in memory row by row; `rows` counts tokens. A layer's weights [n, k] lie in panels of 8 of their n rows,
-// [n / 8, k, 8], filled up with zeros, so that a product reads them from front to back. Every n is a multiple of 4.
+// Matrices are row-major; `rows` counts tokens. A layer's weights [n, k] are stored in panels of 8 of their n rows,
+// [n / 8, k, 8], padded with zeros, so that a product reads them sequentially. Every n is a multiple of 4.
 #include <wasm_simd128.h>
 
 #define EXPORT(name) __attribute__((export_name(#name)))
@@ -80,14 +80,14 @@ EXPORT(unhalf) int unhalf(float *out, const unsigned short *in, int count) {
     return bad;
 }
 
-// The matrix [n, k] whose element (row, i) is w[row·row_step + i·step] → panels.
+// Pack the matrix [n, k] with elements w[row·row_step + i·step] into panels.
 EXPORT(pack) void pack(float *out, const float *w, int n, int row_step, int k, int step) {
     for (int first = 0; first < n; first += PANEL)
         for (int i = 0; i < k; i++)
             for (int row = first; row < first + PANEL; row++) *out++ = row < n ? w[row * row_step + i * step] : 0;
 }
 
-enum { PLAIN, GELU, GATED };  // what happens to a product before it is stored; GATED adds gate · product to `out`
+enum { PLAIN, GELU, GATED };  // applied to a product before it is stored; GATED adds gate · product to `out`
 
 INLINE void finish(float *out, f4 x, int kind, const float *gate) {
     if (kind == GELU) x = gelu(x);
@@ -191,7 +191,7 @@ EXPORT(rotate) void rotate(float *qkv, const float *rotary, int rows, int row_st
             }
 }
 
-// How many numbers `attend` needs for keys, scores and values.
+// The number of floats that `attend` needs for keys, scores and values.
 EXPORT(attention_space) int attention_space(int tokens, int d) {
     return panels(tokens) * PANEL * (d + CHUNK) + panels(d) * PANEL * tokens;
 }
@@ -212,7 +212,7 @@ void attend(float *out, const float *qkv, int first, int tokens, int heads, int 
                     zeros);
             for (int r = 0; r < rows; r++) {  // softmax
                 float *s = scores + r * columns;
-                for (int i = tokens; i < columns; i++) s[i] = -1e30f;  // no tokens: e^… is 0 below
+                for (int i = tokens; i < columns; i++) s[i] = -1e30f;  // padding, not tokens: e^… is 0 below
                 f4 most = load(s), total = all(0);
                 for (int i = 4; i < columns; i += 4) most = larger(most, load(s + i));
                 most = larger(most, wasm_i32x4_shuffle(most, most, 2, 3, 0, 1));

@@ -2,8 +2,8 @@
 
 // Standard normal noise of a whole-number seed for one image: Float32Array [784].
 //
-// As torch.randn on a CPU: uniform numbers of 24 bits, then Box–Muller in blocks of 16, where number i goes with number
-// i + 8. Rounds to float32 wherever PyTorch does.
+// As torch.randn on a CPU: uniform numbers of 24 bits, then Box–Muller in blocks of 16, where number i pairs with
+// number i + 8. Rounds to float32 wherever PyTorch does.
 export function noise(seed) {
     const next = mersenneTwister(seed), f = Math.fround;
     const x = Float32Array.from({length: 28 * 28}, () => (next() & 0xffffff) / 2 ** 24);

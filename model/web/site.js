@@ -1,5 +1,5 @@
-// The static page: controls in, pictures out. Networks draw in workers (worker.js), and the elements of model/page/
-// show what they draw.
+// The script of the static page. Networks draw in workers (worker.js), and the custom elements of model/page/ show the
+// results.
 
 import { timeGrid, toPixels } from "./flow.js";
 import { noise } from "./noise.js";
@@ -7,9 +7,9 @@ import { KINDS } from "./weights.js";
 import "./walk.js";
 
 const AREA = 28 * 28;
-const PATIENCE = 300; // milliseconds without a new picture after which an outdated drawing may end
-const WALKING_STEPS = 4; // at most, so that the digit keeps up with the hand
-const HELPERS = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1)); // engines beside the first
+const PATIENCE = 300; // milliseconds without a new picture after which a drag lets the outdated drawing finish
+const WALKING_STEPS = 4; // at most, so that the digit keeps up with the pointer
+const HELPERS = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1)); // engines besides the first
 const HUB = "https://huggingface.co/";
 const REPOSITORY = /^(\w[\w.-]*\/\w[\w.-]*)(?:@(\w[\w./-]*))?$/; // as in model/hub.py
 const SIMD = [ // a module of one function with i8x16.splat
@@ -19,22 +19,22 @@ const $ = id => document.getElementById(id);
 const settings = JSON.parse($("settings").textContent), {most} = settings;
 const asked = new URLSearchParams(location.search);
 
-let {kind, classes, sampling} = settings; // those of the weights that draw
-let repository = ""; // of other weights on the Hub, from the link
+let {kind, classes, sampling} = settings; // those of the loaded weights
+let repository = ""; // other weights on the Hub, from the link
 let tab = "digit";
 
 // ---- engines
 
-// A worker with a network of its own. It draws one thing at a time: what is asked for later drops what came before.
+// A worker with its own network. It draws one thing at a time: a new drawing cancels the last one.
 class Engine {
     #worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
     #id = 0;
     #drawing = null;
     isReady = false;
-    drawn = Promise.resolve(); // settled once nothing is being drawn
+    drawn = Promise.resolve(); // settled when nothing is being drawn
 
-    // `weights` and `partner` as for the worker; `ready` resolves to {config, sampling} of the weights, or fails with
-    // an Error of one sentence.
+    // `weights` and `partner` as for the worker; `ready` resolves to {config, sampling} of the weights, or rejects with
+    // an Error with one sentence.
     constructor(weights, onProgress = () => {}, partner = undefined) {
         this.ready = new Promise((resolve, reject) => {
             this.#worker.onmessage = ({data}) => {
@@ -47,12 +47,12 @@ class Engine {
             };
             this.#worker.onerror = () => reject(new Error("The network does not start; reload the page"));
         });
-        this.ready.then(() => this.isReady = true, () => {}); // whoever waits for it hears of it
+        this.ready.then(() => this.isReady = true, () => {}); // errors are handled by those who await `ready`
         const ports = [weights, partner].filter(value => value instanceof MessagePort);
         this.#worker.postMessage({kind: "load", weights, partner}, ports);
     }
 
-    // Resolves to true once every state has come, and to false as soon as something newer drops them.
+    // Resolves to true after the last state, and to false as soon as a newer drawing cancels this one.
     draw(wanted, onState) {
         const id = ++this.#id;
         this.#drawing?.resolve(false);
@@ -73,9 +73,9 @@ class Engine {
     }
 }
 
-let first; // the engine that draws as soon as it is there
-let place; // the address of its weights
-const helpers = []; // more engines, made when there is work for them; one of them is the partner of the first
+let first; // the main engine
+let place; // the URL of its weights
+const helpers = []; // more engines, created on demand; one is the partner of the first
 
 async function withHelpers() {
     while (helpers.length < HELPERS) helpers.push(new Engine(place));
@@ -83,13 +83,13 @@ async function withHelpers() {
     return helpers;
 }
 
-// All engines that are not busy with a sheet.
+// All engines not busy with a sheet.
 async function team() {
     if (!sheet.running) await withHelpers();
     return sheet.running ? [first] : [first, ...helpers];
 }
 
-// A film in which nothing is drawn yet; see film.js.
+// An empty film; see film.js.
 function emptyFilm({digits, seeds, steps, guidance}) {
     const size = digits.length * AREA, {time_shift} = sampling;
     return {
@@ -99,9 +99,9 @@ function emptyFilm({digits, seeds, steps, guidance}) {
     };
 }
 
-// Draw digits from noise to image, each engine its share: the film, or null when something newer has dropped it.
-// `onGrowth` hears of every state that all engines have reached. What is predicted on the way and the velocity, which
-// cost a flow map more, are there if it is `wanted` as a `film`.
+// Draw digits from noise to image, split across engines; returns the film, or null if a newer drawing cancelled it.
+// `onGrowth` is called for every state that all engines have reached. `wanted.film` requests predicted images and
+// velocities, which cost a flow map more work.
 async function drawFilm(engines, wanted, onGrowth = () => {}) {
     const film = emptyFilm(wanted), {digits, seeds, steps, guidance, time_shift} = film, count = digits.length;
     const share = Math.ceil(count / engines.length), reached = new Array(Math.ceil(count / share)).fill(0);
@@ -129,7 +129,7 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
 const field = name => document.querySelector(`input[name=${name}]:is(:checked, [type=number], [type=text])`);
 const slider = name => document.querySelector(`[data-for=${name}]`);
 
-// The one subject of the page: class, seed, steps, the guidance that is drawn with, and the one asked for.
+// The subject of the page: class, seed, steps, the guidance used, and the guidance asked for.
 const subject = () => ({
     digit: field("digit").value,
     seed: +field("seed").value, steps: +field("steps").value,
@@ -143,7 +143,7 @@ function level(name) {
     range.style.setProperty("--at", (range.value - range.min) / (range.max - range.min));
 }
 
-// Show values of the subject, each brought into its range; one that is no value changes nothing.
+// Set controls to values of a subject, clamped to their ranges; invalid values are ignored.
 function set({digit, ...numbers}) {
     const button = document.querySelector(`[name=digit][value="${CSS.escape(digit ?? "")}"]`);
     if (button) button.checked = true;
@@ -155,7 +155,7 @@ function set({digit, ...numbers}) {
     }
 }
 
-// Put a sentence beside a field, or take it away.
+// Show a message beside a field, or remove it.
 function problem(name, sentence) {
     const input = field(name) ?? document.querySelector(`[name=${name}]`), box = input.closest("[data-field], .line");
     const words = box.querySelector(".problem") ??
@@ -167,7 +167,7 @@ function problem(name, sentence) {
     return !sentence;
 }
 
-// Whether a number can be drawn with; a sentence beside it says what is wrong. `count` digits have seeds in turn.
+// Whether a number is valid; otherwise shows a message beside it. `count` digits have consecutive seeds.
 function fits(name, count = 1) {
     const input = field(name), whole = Number.isInteger(+input.step), {min} = input;
     const max = name === "seed" ? most.seed - count + 1 : +input.max, value = input.valueAsNumber;
@@ -176,7 +176,7 @@ function fits(name, count = 1) {
     return problem(name, ok ? "" : `${label} must be a ${whole ? "whole " : ""}number from ${min} to ${max}.`);
 }
 
-const ready = (count = 1) => fits("seed", count) & fits("steps") & fits("guidance"); // all of them, for their sentences
+const ready = (count = 1) => fits("seed", count) & fits("steps") & fits("guidance"); // not &&: show all messages
 
 // Radio buttons or checkboxes for the classes, in an even grid.
 function choices(group, type, name, chosen) {
@@ -198,21 +198,21 @@ function fillControls() {
     $("number-hint").textContent =
         `1 to ${most.number} digits, each from its own seed; dots and dashes are ignored.`;
     $("blank").hidden = !classes.includes("black");
-    $("tab-walk").hidden = kind !== "flow map"; // other networks are too slow for it
+    $("tab-walk").hidden = kind !== "flow map"; // other networks are too slow
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     set({digit, seed: start.seed, ...sampling});
     set(Object.fromEntries(asked));
     level("count");
 }
 
-// ---- what is said, and the address
+// ---- messages and the address bar
 
 const names = ["film", "arrows", "columns", "styles", "row", "sheet", "stroll"];
 const elements = Object.fromEntries(names.map(id => [id, $(id)]));
 
 const say = text => $("news").textContent = text;
 
-// Say what has been drawn, and where it was not at the guidance asked for.
+// Announce what was drawn, with a note if the guidance used differs from the one asked for.
 function sayDrawn(text, {guidance, asked}) {
     const note = `Drawn at guidance ${guidance}: this network knows no guidance between 0 and ${guidance}.`;
     say(guidance === asked ? `${text}.` : `${text}. ${note}`);
@@ -222,18 +222,18 @@ const fail = error => $("failure").textContent = `${error.message}.`;
 const since = began => `${((performance.now() - began) / 1000).toFixed(2)} s`;
 const named = ({digit, seed, guidance}) => `${guidance === 0 ? "Any class" : digits.named(digit)} from seed ${seed}`;
 
-// Links of the elements go on with the same weights.
+// Links in the elements keep the weights.
 const linkOf = digits.link;
 digits.link = digit => linkOf(digit) + (repository ? `&weights=${repository}` : "");
 
-// Make the address bar show what has been drawn.
+// Make the address bar show what was drawn.
 function follow(shown) {
     $("failure").textContent = "";
     const link = digits.link(shown) + (tab === "numbers" && written ? `&number=${written}` : "")
         + (tab === "walk" ? `&walk=${elements.stroll.place}` : "");
     try {
         history.replaceState(null, "", link);
-    } catch { /* not in every frame */ }
+    } catch { /* blocked in some frames */ }
 }
 
 async function copyLink() {
@@ -243,7 +243,7 @@ async function copyLink() {
         await navigator.clipboard.writeText(location.href);
         button.textContent = "Link copied";
         setTimeout(() => button.textContent = "Copy link", 1500);
-    } catch { // there is no clipboard without HTTPS, and none in the frame of another page
+    } catch { // no clipboard access without HTTPS or in a foreign frame
         const properties = {id: "link", readOnly: true, value: location.href, "aria-label": "Link to copy"};
         const copy = digits.make("input", properties);
         button.parentElement.after(copy);
@@ -253,9 +253,9 @@ async function copyLink() {
 
 // ---- tab Digit
 
-const digit = {busy: false, waiting: false, shown: 0}; // shown: when the last picture came
+const digit = {busy: false, waiting: false, shown: 0}; // shown: the time of the last picture
 
-// The film of a digit: the one that is shown, if it is of this digit, or a new one; null if something newer drops it.
+// The film of a digit: the current one if it matches, else a new one; null if a newer drawing cancels it.
 function filmOf(wanted) {
     const {film} = elements.film, grown = film => elements.film.film = film;
     const isThere = film && film.count === film.times.length && film.digits[0] === wanted.digit
@@ -264,7 +264,7 @@ function filmOf(wanted) {
     return isThere ? film : drawFilm([first], one, grown);
 }
 
-// Draw the digit; where a value is being `dragged`, the finished picture changes in place.
+// Draw the digit; while a value is being `dragged`, the picture is updated in place.
 async function drawDigit(dragged = false) {
     if (!ready()) return;
     if (dragged && digit.busy && performance.now() - digit.shown > PATIENCE) { // else a long drag would show nothing
@@ -286,7 +286,7 @@ async function drawDigit(dragged = false) {
     }
 }
 
-// What the digit will be made from, while the network is on its way.
+// Show the digit's noise while the network is loading.
 function showNoise() {
     if (!ready()) return;
     const wanted = subject(), film = emptyFilm({...wanted, digits: [wanted.digit], seeds: [wanted.seed]});
@@ -299,7 +299,7 @@ function showNoise() {
 
 // ---- tab Walk
 
-// The digit at the point between four noises, and the corners; two engines draw in turn.
+// The digit at the point between four noises, and the corners; up to two engines draw.
 function walk() {
     const {stroll} = elements, {time_shift} = sampling;
     if (!ready(4)) return stroll.end();
@@ -324,9 +324,9 @@ $("stroll").addEventListener("digit-walk", ({detail: {rate}}) => {
 
 // ---- tab Why it works
 
-let explanation = 0; // the newest
+let explanation = 0; // the number of the latest
 
-// Show one step, more and more steps, and ten digits from one noise, in that order.
+// Show one step, the comparison of steps, and ten digits from one noise, in that order.
 async function explain() {
     if (!ready()) return;
     const mine = ++explanation, wanted = subject(), isOld = film => !film || mine !== explanation;
@@ -356,7 +356,7 @@ async function explain() {
     }
 }
 
-// A film of at most six of its states.
+// Reduce a film to at most six states.
 function few(film) {
     const count = Math.min(6, film.times.length), size = film.digits.length * AREA;
     const kept = Array.from({length: count}, (_, i) => Math.round(i * (film.times.length - 1) / (count - 1)));
@@ -405,7 +405,7 @@ async function drawSheet() {
     const columns = Math.min(total, 10 * Math.max(1, Math.round(Math.sqrt(total / 100)))); // as images.columns
     const labels = names.map(name => classes.indexOf(name)), {time_shift} = sampling;
     let begun = 0, finished = 0;
-    const show = () => { // what is finished from the first digit on
+    const show = () => { // the finished digits, up to the first unfinished one
         while (done[finished]) finished++;
         elements.sheet.hidden = false;
         elements.sheet.sheet = {
@@ -414,7 +414,7 @@ async function drawSheet() {
         };
     };
     const work = async engine => {
-        await engine.drawn; // a number, say
+        await engine.drawn; // finish its current drawing, such as a number
         while (begun < total && mine === sheet.newest) {
             const i = begun++;
             const film = await drawFilm([engine], {digits: [names[i]], seeds: [seeds[i]], steps, guidance});
@@ -442,7 +442,7 @@ function ended() {
     $("stop").disabled = true;
 }
 
-// What is there stays, and can be saved.
+// The finished digits stay and can be saved.
 function stopSheet() {
     if (!sheet.running) return;
     sheet.newest++;
@@ -451,11 +451,11 @@ function stopSheet() {
     say("Stopped.");
 }
 
-// ---- what the visitor does
+// ---- event handlers
 
 let loaded = false;
 
-// Draw what the open tab shows; `dragged` is for a value on the move.
+// Draw the content of the open tab; `dragged` while a value is being dragged.
 function draw(dragged = false) {
     if (!loaded) return showNoise();
     if (tab === "digit") drawDigit(dragged);
@@ -473,7 +473,7 @@ function openTab(name) {
         $(button.getAttribute("aria-controls")).hidden = !chosen;
     }
     tab = name;
-    explanation++; // nobody looks at it any more
+    explanation++; // cancels the running one
     elements.stroll.end();
 }
 
@@ -488,7 +488,7 @@ $("many").addEventListener("input", ({target}) => {
     if (target.dataset.for) field(name).value = target.value;
     level(name);
 });
-// What was typed out of range, or between whole numbers, becomes what can be drawn.
+// Typed numbers are clamped to the valid range and rounded.
 document.addEventListener("change", ({target}) => {
     if (target.type !== "number" || target.value === "") return;
     const value = Number.isInteger(+target.step) ? Math.round(target.value) : +target.value;
@@ -525,7 +525,7 @@ for (const button of tabs) {
     };
 }
 
-// Another seed, wherever it is asked for.
+// Another seed, requested anywhere on the page.
 document.addEventListener("digit-noise", ({detail}) => {
     set(detail);
     draw();
@@ -543,7 +543,7 @@ document.addEventListener("digit-open", event => {
 
 // ---- weights
 
-// Start the first engine with the weights in a folder, and its partner; resolves to what they say of themselves.
+// Start the first engine with the weights in a folder, and its partner; resolves to the weights' settings.
 function load(folder) {
     place = folder;
     first?.end();
@@ -556,12 +556,12 @@ function load(folder) {
     if (port2) {
         const partner = new Engine(port2);
         helpers.push(partner);
-        partner.ready.catch(() => helpers.splice(helpers.indexOf(partner), 1)); // the first engine does without
+        partner.ready.catch(() => helpers.splice(helpers.indexOf(partner), 1)); // the first engine works without it
     }
     return first.ready;
 }
 
-// The folder on the Hub of USER/NAME or USER/NAME@commit.
+// The URL of a folder on the Hub, for USER/NAME or USER/NAME@commit.
 function onHub(name) {
     const [, repository, revision = "main"] = name.includes("..") ? [] : REPOSITORY.exec(name) ?? [];
     if (!repository) throw new Error("weights are named USER/NAME or USER/NAME@commit");
@@ -583,7 +583,7 @@ async function start() {
     const own = new URL(`${settings.weights}/`, document.baseURI).href, others = asked.get("weights");
     const isAble = WebAssembly.validate(Uint8Array.from(SIMD));
     const loading = isAble && (others ? loadForeign(others) : load(own));
-    fillControls(); // while the network is on its way
+    fillControls(); // while the network is loading
     showNoise();
     if (!isAble) throw new Error("This browser is too old: the network needs WebAssembly with SIMD, of 2023 or later");
     await loading;
@@ -604,14 +604,14 @@ async function start() {
         openTab("walk");
         walk();
     } else if (tab === "digit") await drawDigit();
-    else draw(); // a visitor opened another tab meanwhile
+    else draw(); // the visitor opened another tab meanwhile
 }
 
-// The service worker keeps the page for the next visit, also without a network.
+// The service worker caches the page for the next visit, also offline.
 async function keep() {
     try {
         await navigator.serviceWorker?.register("sw.js");
-    } catch { /* not in every frame, and not without HTTPS */ }
+    } catch { /* blocked in some frames, and without HTTPS */ }
 }
 
 start().then(keep, error => {

@@ -1,7 +1,7 @@
-"""The static page as a folder: checked weights, the page and its engine, and a picture for links.
+"""Export the static page to a folder: checked weights, the page, its engine, and a picture for link previews.
 
-Everything but `index.html`, the service worker and the pictures lies in folders named by their content. Whatever a
-browser has kept of them can therefore never be out of date, and a new export leaves what did not change in its cache.
+Code and weights are in folders named by a hash of their content. A browser's cached copy is therefore never stale, and
+an unchanged folder stays cached after a new export.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from model.page.studio import MAX_SHEET, START
 HERE = Path(__file__).parent
 INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE = "index.html", "sw.js", "picture.png", "icon.png", "LICENSE"
 SHARED = ("elements.css", "forms.css", "files.js", "film.js", "sheet.js", "why.css", "why.js")  # in model/page/
-CODE, WEIGHTS = "code-", "weights-"  # folders, followed by twelve digits of a hash of what is in them
+CODE, WEIGHTS = "code-", "weights-"  # folder names, followed by twelve digits of a hash of the content
 PART = f"({CODE}|{WEIGHTS})[0-9a-f]{{12}}"
-MOMENTS = (1, 0.75, 0.5, 0.25, 0)  # times of the rows of the picture for links
+MOMENTS = (1, 0.75, 0.5, 0.25, 0)  # times of the rows of the picture for link previews
 
 
 def export(where: str | None, folder: Path, address: str = "") -> weights.Weights:
     """Write the page that draws with the weights `where` (as in `weights.load`) to `folder`, and return them.
 
-    `address` is where the page will be found; previews of links need it for their picture.
-    Raises ValueError or OSError, in one sentence, for weights that cannot be loaded, are not in float16 or are those of
-    an ablation of the network, and for a folder with something else in it; the folder is then left as it was.
+    `address` is the URL of the page; link previews need it for their picture.
+    Raises ValueError or OSError, with a one-sentence message, for weights that cannot be loaded, are not in float16 or
+    belong to an ablation, and for a folder that holds anything else; the folder is then left unchanged.
     """
     folder = Path(folder).resolve()
     if address and not re.fullmatch(r"https?://\S+", address):
@@ -54,7 +54,7 @@ def export(where: str | None, folder: Path, address: str = "") -> weights.Weight
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether a folder is missing, empty or an earlier export, to which nothing was added."""
+    """Whether a folder is missing, empty, or an earlier export without added files."""
     if not folder.is_dir():
         return not folder.exists()
     names = {path.name for path in folder.iterdir()}
@@ -90,7 +90,7 @@ def write(loaded: weights.Weights, folder: Path, address: str) -> None:
 
 
 def write_weights(loaded: weights.Weights, folder: Path) -> Path:
-    """Copy the tensors and write what the engine reads beside them; returns the new folder of weights."""
+    """Copy the tensors and write the JSON files that the engine reads; returns the new folder of weights."""
     source = source_folder(loaded)
     with safe_open(source / weights.TENSORS, "pt") as file:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
@@ -124,7 +124,7 @@ def source_folder(loaded: weights.Weights) -> Path:
 
 
 def write_code(folder: Path) -> Path:
-    """Copy scripts, style and engine; returns their new folder."""
+    """Copy scripts, styles and engine; returns their new folder."""
     own = [path for kind in ("js", "css", "wasm") for path in HERE.glob(f"*.{kind}") if path.name != SERVICE_WORKER]
     sources = own + [HERE.parent / "page" / name for name in SHARED]
     files = {path.name: path.read_bytes() for path in sources}
@@ -137,7 +137,7 @@ def write_code(folder: Path) -> Path:
 
 
 def settings(loaded: weights.Weights, folder: str) -> dict:
-    """What the script has to know: classes, ranges, what the page opens with, and the folder of the weights."""
+    """The settings of the script: classes, ranges, the initial digit, and the folder of the weights."""
     return {
         "kind": loaded.network.kind,
         "classes": loaded.network.class_names,
@@ -159,7 +159,7 @@ def settings(loaded: weights.Weights, folder: str) -> dict:
 
 
 def picture(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
-    """The picture for links, 1200 × 630: ten digits, each a column that runs from its noise to the digit."""
+    """The picture for link previews, 1200 × 630: ten digits, each a column from its noise to the digit."""
     labels, how = torch.arange(10) % network.null_label, replace(how, steps=8)
     times = flow.time_grid(how.steps, how.time_shift)
     path = list(sampling.states(network, labels, range(START["seed"], START["seed"] + 10), how))
@@ -171,7 +171,7 @@ def picture(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
 
 
 def icon(network: DiT, how: sampling.SamplingConfig) -> Image.Image:
-    """The digit that the page opens with, 196 × 196, for the browser's tab."""
+    """The initial digit, 196 × 196, as the icon of the browser's tab."""
     name, names = START["digit"], network.class_names
     label = torch.tensor([names.index(name) if name in names else 0])
     return Image.fromarray(images.enlarge(next(sampling.draw(network, label, START["seed"], how))[0], 7))

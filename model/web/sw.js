@@ -1,18 +1,18 @@
-// What the page is made of, kept by the browser: it opens at once and without a network.
-// The page itself is asked for again at every visit; all else lies in folders named by their content, so that a kept
-// file is never out of date.
+// Service worker that caches the page's files, so that it opens at once and offline.
+// The page itself is fetched again at every visit; the other files are in folders named by a hash of their content, so
+// a cached file is never stale.
 
 const FILES = []; // filled in by model/web/site.py
-const CACHE = `digits ${registration.scope}`; // other pages of this server may have one of their own
+const CACHE = `digits ${registration.scope}`; // other pages on this server may have their own
 const PAGE = new URL("./", registration.scope).href, kept = FILES.map(file => new URL(file, registration.scope).href);
 
 async function keep() {
     const cache = await caches.open(CACHE), there = new Set((await cache.keys()).map(({url}) => url));
     await cache.addAll(kept.filter(url => !there.has(url)));
-    await cache.add(new Request(PAGE, {cache: "reload"})); // last, when everything that it names is there
+    await cache.add(new Request(PAGE, {cache: "reload"})); // last, after every file it refers to
 }
 
-// Runs once no page that needs the older files is open any more.
+// Runs once no open page needs the older files.
 async function clear() {
     const cache = await caches.open(CACHE);
     for (const request of await cache.keys()) {

@@ -1,29 +1,29 @@
 // <digit-walk>: a plane whose corners are four noises. Drag the point between them, and every mixture becomes a digit.
 //
-// `begin({seeds, noises, alt, engines, draw, fail})` draws the corners and the digit at `place`: four seeds with their
-// noises in reading order, what the digit is called, a function that returns the engines that are free for it, and
-// `draw(engine, noise)`, a promise of a digit [784], or of nothing where something else came first. Each engine draws
-// one digit at a time, always at the newest place: none waits in a queue. `end()` asks for no more. The event
-// "digit-walk" says that the point rests; its `detail.rate` is the number of digits a second that were shown on the
-// way, or 0 after a single one.
+// `begin({seeds, noises, alt, engines, draw, fail})` draws the corners and the digit at `place`: four seeds and their
+// noises in reading order, the name of the digit, a function that returns the available engines, `draw(engine, noise)`
+// that returns a promise of a digit [784], or of a falsy value if the drawing was dropped, and a callback for errors.
+// Each engine draws one digit at a time, always at the newest place, without a queue. `end()` stops drawing. The event
+// "digit-walk" fires when the point comes to rest; its `detail.rate` is the number of digits shown per second while it
+// moved, or 0 after a single one.
 
 import { slerp } from "./flow.js";
 
 const {make, canvas, paint} = digits;
 const REST = 300; // milliseconds without a new digit
-const STEP = 0.02, LEAP = 0.1; // of an arrow key, alone and with Shift
+const STEP = 0.02, LEAP = 0.1; // per press of an arrow key, without and with Shift
 const CORNERS = [[0, 0], [1, 0], [0, 1], [1, 1]];
 const KEYS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 const within = value => Math.min(Math.max(value, 0), 1);
 
-// The noise at a place [x, y] between four, each from 0 to 1.
+// The noise at a place [x, y] between four noises, both coordinates from 0 to 1.
 const mixed = ([a, b, c, d], [x, y]) => slerp(slerp(a, b, x), slerp(c, d, x), y);
 
 class DigitWalk extends HTMLElement {
     #place = [0.5, 0.5];
     #scene = null;
     #busy = new Set(); // engines
-    #moves = 0; // how often the point was moved, and up to which move a digit is begun and shown
+    #moves = 0; // number of moves of the point; below, the last move for which a digit was begun and shown
     #begun = 0;
     #shown = 0;
     #times = []; // when the digits of this movement were shown
@@ -62,7 +62,7 @@ class DigitWalk extends HTMLElement {
         this.#showPlace();
     }
 
-    // Two numbers from 0 to 1, from left to right and from top to bottom.
+    // [x, y] from 0 to 1, from left to right and from top to bottom.
     get place() {
         return this.#place;
     }
@@ -110,7 +110,7 @@ class DigitWalk extends HTMLElement {
         for (const engine of this.#scene?.engines() ?? []) this.#work(engine);
     }
 
-    // Draw with an engine until nothing is left to be drawn.
+    // Draw with an engine until nothing is left to draw.
     async #work(engine) {
         if (this.#busy.has(engine)) return;
         this.#busy.add(engine);
@@ -126,7 +126,7 @@ class DigitWalk extends HTMLElement {
         }
     }
 
-    // First the digit at the newest place, then the corners.
+    // The next task: first the digit at the newest place, then the corners.
     #next() {
         const scene = this.#scene, move = this.#moves;
         if (scene && this.#begun < move) {
@@ -139,7 +139,7 @@ class DigitWalk extends HTMLElement {
         return {scene, noise: scene.noises[corner], show};
     }
 
-    // Show the digit of a move, unless that of a later one is there.
+    // Show the digit of a move, unless that of a later move is shown already.
     #show(digit, move) {
         if (move <= this.#shown) return;
         this.#shown = move;

@@ -1,24 +1,24 @@
 // Weights from a folder on the web, checked as by model/weights.py: config.json, sampling.json, and the float16 tensors
-// of model.safetensors, whose sha256 metrics.json may name. Whatever cannot be used throws an Error of one sentence.
+// of model.safetensors, whose sha256 metrics.json may contain. Unusable files throw an Error with one sentence.
 
 import * as check from "./check.js";
 import {DiT, SIZE} from "./dit.js";
 import {FlowMap} from "./flow_map.js";
 
 const CONFIG = "config.json", TENSORS = "model.safetensors", METRICS = "metrics.json", SAMPLING = "sampling.json";
-export const KINDS = {velocity: DiT, "flow map": FlowMap}; // what `kind` in config.json may be
+export const KINDS = {velocity: DiT, "flow map": FlowMap}; // by `kind` in config.json
 const NETWORK = {kind: "velocity", width: 256, depth: 3, heads: 4, patch: 2, classes: 12};
 Object.assign(NETWORK, {pixel_mean: 0.5, pixel_std: 0.3081});
 const DRAWING = {steps: 20, guidance: 1, time_shift: 1.63206};
-const MOVED = {time_shift: "time_shift", default_guidance: "guidance"}; // out of config.json, into sampling.json
+const MOVED = {time_shift: "time_shift", default_guidance: "guidance"}; // from config.json to sampling.json
 const CLASSES = [..."0123456789", "black", "white"];
 const MAX_SIZE = 2 ** 24; // depth · width², as in dit.py
 const MAX_HEADER = 1_000_000; // bytes
 
-// The weights in the folder at this URL: {config, sampling, tensors}, ready for the class in `KINDS`, and the
+// Load the weights in the folder at this URL: {config, sampling, tensors}, ready for the class in `KINDS`, and the
 // file's `bytes`.
 //
-// `report(got, total)` tells how many bytes of the tensors have arrived.
+// `report(got, total)` is called with the number of bytes of the tensors that have arrived.
 export async function load(folder, report) {
     const stop = new AbortController();
     const get = async name => {
@@ -40,11 +40,11 @@ export async function load(folder, report) {
         await checkHash(bytes, metrics.sha256?.[TENSORS]);
         return {...settings, tensors, bytes};
     } finally {
-        stop.abort(); // after an error, whatever is still on its way
+        stop.abort(); // after an error, abort the other requests
     }
 }
 
-// The same from {bytes: ArrayBuffer, config, sampling}: a file that is there already, and what the JSON files hold.
+// The same from {bytes: ArrayBuffer, config, sampling}: the tensor file and the parsed JSON files.
 export function open({bytes, config, sampling = {}}) {
     const settings = checked(config, sampling);
     return {...settings, tensors: readTensors(bytes, settings.config), bytes};
@@ -65,7 +65,7 @@ function broken(name) {
     throw new Error(`the connection broke while ${name} was loading; reload the page to try again`);
 }
 
-// The body of a response, an ArrayBuffer, which should hold tensors of `size` bytes.
+// The body of a response as an ArrayBuffer; it should hold tensors of `size` bytes.
 async function download(response, size, report) {
     const reader = response.body.getReader(), parts = [];
     for (let got = 0; ; ) {
@@ -79,13 +79,13 @@ async function download(response, size, report) {
 }
 
 async function checkHash(bytes, expected) {
-    if (!expected || !globalThis.crypto?.subtle) return; // browsers keep it to https and localhost
+    if (!expected || !globalThis.crypto?.subtle) return; // only available on https and localhost
     const digest = Array.from(new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)));
     if (digest.map(byte => byte.toString(16).padStart(2, "0")).join("") !== expected)
         throw damaged(`its sha256 differs from the one in ${METRICS}`);
 }
 
-// {config, sampling} with all their fields, each of its type and in its range.
+// {config, sampling} with all their fields, checked for type and range.
 function checked(config, sampling) {
     const network = {...NETWORK}, older = {};
     for (const [name, value] of Object.entries(config)) {
@@ -161,7 +161,7 @@ const foreign = () => new Error(`${TENSORS} does not hold the tensors of the net
 // The tensors of a safetensors file, {name: Uint16Array of float16}.
 //
 // The file is 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, and the
-// numbers, one tensor after the other. Name, type, shape and place of each are checked.
+// numbers, one tensor after the other. The name, type, shape and offsets of each are checked.
 function readTensors(buffer, config) {
     const text = (begin, length) => new TextDecoder().decode(new Uint8Array(buffer, begin, length));
     if (buffer.byteLength < 8) throw damaged("it is cut short");

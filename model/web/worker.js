@@ -1,19 +1,19 @@
-// The network in a worker of its own, so that the page stays awake while it draws.
+// The network in a web worker, so that the page stays responsive while it draws.
 //
 // In:   {kind: "load", weights, relaxed?, partner?}    weights: the URL of a folder, {bytes, config, sampling?}, or a
 //           port to the worker whose partner this one is; relaxed: which engine; partner: a port to another worker,
-//           which gets the weights from this one, and computes half of each guided step, or the velocities of a flow
-//           map's film, as soon as it is ready
+//           which gets the weights from this one and, as soon as it is ready, computes half of each guided step, or the
+//           velocities of a flow map's film
 //       {kind: "draw", id, labels, seeds, noise?, steps, guidance, time_shift, film?, alone?}    a digit for each of N
-//           labels and seeds, or from `noise`, Float32Array [N · 784]; film: with what a flow map predicts on the way;
-//           alone: without the partner
+//           labels and seeds, or from `noise`, Float32Array [N · 784]; film: with a flow map's predicted images and
+//           velocities; alone: without the partner
 //       {kind: "stop"}
 // Out:  {kind: "progress", got, total}       bytes of the weights
-//       {kind: "ready", config, sampling, engine}    the weights' own settings, complete; the engine's file
+//       {kind: "ready", config, sampling, engine}    the weights' complete settings; the engine's file
 //       {kind: "state", id, i, t, x, predicted?, velocity?, ms}    uint8 [N, 28, 28] as in sampling.Film; ms so far
 //       {kind: "done", id}
 //       {kind: "error", id?, message}        a sentence
-// A newer draw, or stop, drops the older one between two steps; nothing more is heard of that one.
+// A newer draw, or stop, cancels the current drawing between two steps; it sends no more messages.
 
 import * as check from "./check.js";
 import {SIZE} from "./dit.js";
@@ -21,8 +21,8 @@ import {timeGrid, toPixels} from "./flow.js";
 import {noise} from "./noise.js";
 import * as weightsOf from "./weights.js";
 
-let loaded; // {network, config, partner?}: a partner that is ready
-let newest; // the id of the drawing that goes on
+let loaded; // {network, config, partner?}, with a partner once it is ready
+let newest; // the id of the current drawing
 
 async function load({weights, relaxed = hasRelaxed(), partner}) {
     const engine = relaxed ? "kernels-relaxed.wasm" : "kernels.wasm";
@@ -31,7 +31,7 @@ async function load({weights, relaxed = hasRelaxed(), partner}) {
     const [kernels, {config, sampling, tensors, bytes}] = await Promise.all([instantiate(engine), read]);
     partner?.postMessage({bytes, config, sampling}, [bytes]);
     const network = new weightsOf.KINDS[config.kind](kernels, config, tensors), mine = loaded = {network, config};
-    if (partner) partner.onmessage = () => mine.partner = partner; // it is ready
+    if (partner) partner.onmessage = () => mine.partner = partner; // its first message means ready
     if (weights instanceof MessagePort) help(weights, network);
     postMessage({kind: "ready", config, sampling, engine});
 }
@@ -45,27 +45,27 @@ async function instantiate(engine) {
     }
 }
 
-// Whether the browser has relaxed SIMD: does it accept a function of f32x4.relaxed_madd?
+// Whether the browser supports relaxed SIMD, by validating a function with f32x4.relaxed_madd.
 function hasRelaxed() {
     const types = [1, 8, 1, 96, 3, 123, 123, 123, 1, 123], functions = [3, 2, 1, 0];
     const code = [10, 13, 1, 11, 0, 32, 0, 32, 1, 32, 2, 253, 133, 2, 11];
     return WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, ...types, ...functions, ...code));
 }
 
-// Weights that are there already, or that come through a port.
+// Weights passed directly or through a port.
 async function received(weights) {
     return weights instanceof MessagePort ? new Promise(done => weights.onmessage = ({data}) => done(data)) : weights;
 }
 
-// Be the partner of the worker behind a port.
+// Act as the partner of the worker behind a port.
 function help(port, network) {
     port.onmessage = ({data: {moments, x, moment, labels}, ports: [answer]}) =>
         answer.postMessage(network.withCachedModulations(moments)(x, moment, labels));
     port.postMessage("ready");
 }
 
-// The answer of the partner behind a port. Each question has a port of its own for its answer, so that the answer
-// to a drawing that has been dropped is not taken for another one.
+// Ask the partner behind a port. Each question has its own port for the answer, so that an answer for a cancelled
+// drawing is not mistaken for another.
 function ask(port, question) {
     const {port1, port2} = new MessageChannel();
     return new Promise(resolve => {
@@ -88,7 +88,7 @@ async function draw({id, labels, seeds = [], noise: start, steps, guidance, time
     const partner = question => mine.partner && !alone ? ask(mine.partner, question) : undefined;
     let i = 0;
     for await (const {t, x: now, v, image} of network.states({x, labels, times, guidance, film, partner})) {
-        if (newest !== id) return; // something newer came while the partner was at work
+        if (newest !== id) return; // cancelled while the partner was computing
         postMessage({
             kind: "state", id, i: i++, t, x: toPixels(now, mean, std), predicted: image && toPixels(image, mean, std),
             velocity: v && toPixels(v, 0.5, 1 / 6), ms: performance.now() - started, // ±3 standard deviations
@@ -103,7 +103,7 @@ async function stop() {
     newest = undefined;
 }
 
-// Resolves once the messages that have arrived are handled; a timer would take 4 ms.
+// Resolves once all messages received so far are handled; a timer would take 4 ms.
 function messages() {
     const {port1, port2} = new MessageChannel();
     return new Promise(resolve => {

@@ -16,14 +16,14 @@ from training.measure.reference import Reference
 from training.train import main
 from training.trainer import Trainer
 
-SLOW = {"page", "web", "hub", "recovery"}  # folders of tests with a browser, a network or processes of their own
-# The files that take a minute or more, the longest first.
+SLOW = {"page", "web", "hub", "recovery"}  # test folders that need a browser, a network or separate processes
+# Test files that take a minute or more, longest first.
 LONGEST = ("test_page", "test_evaluate", "test_service", "test_checkpoint", "test_site", "test_elements", "test_hub")
 
 
 def pytest_collection_modifyitems(items):
-    """Mark slow tests, so that `-m "not slow"` is the fast core, and begin with the longest files, so that no process
-    is still busy with one when the others have nothing left to do."""
+    """Mark slow tests, so that `-m "not slow"` selects the fast core, and run the longest files first, so that no
+    process is still busy when the others are done."""
     for item in items:
         if item.path.parent.name in SLOW or "reference" in item.fixturenames:
             item.add_marker("slow")
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
 os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"})
 os.environ.pop("WEIGHTS", None)
-if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes that run tests side by side
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each parallel test process
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -53,14 +53,14 @@ def small() -> DiT:
 
 @pytest.fixture
 def small_weights(small, tmp_path) -> Path:
-    """A folder of weights as a trainer leaves it."""
+    """A folder of weights as saved by the trainer."""
     weights.save(small, tmp_path / "weights", SamplingConfig(), {"training": {"epochs": 1}})
     return tmp_path / "weights"
 
 
 @pytest.fixture
 def small_map(small) -> FlowMap:
-    """A flow map of the small network whose jumps depend on where they end and on the guidance."""
+    """A flow map of the small network whose jumps depend on s and on the guidance."""
     network = FlowMap.from_velocity(small)
     for embedder in (network.embed_step, network.embed_guidance):
         torch.nn.init.normal_(embedder.mlp[2].weight, std=0.3)
@@ -69,14 +69,14 @@ def small_map(small) -> FlowMap:
 
 @pytest.fixture
 def map_weights(small, small_map, tmp_path) -> Path:
-    """The folder of a flow map that holds its teacher."""
+    """The folder of a flow map with its teacher."""
     weights.save(small_map, tmp_path / "map", SamplingConfig(steps=4, guidance=1.5), {})
     weights.save(small, tmp_path / "map" / weights.TEACHER, SamplingConfig(), {})
     return tmp_path / "map"
 
 
 def missing(what: str, required: str) -> None:
-    """Skip what this machine lacks, unless the variable says that it must be there."""
+    """Skip a test whose requirement is missing; fail instead if the environment variable `required` is set."""
     if os.environ.get(required):
         pytest.fail(f"{what}, and {required} is set")
     pytest.skip(what)
@@ -84,7 +84,7 @@ def missing(what: str, required: str) -> None:
 
 @pytest.fixture(scope="session")
 def mnist_root() -> str:
-    """The folder with the real data set."""
+    """The folder of the real data set."""
     if not (ROOT / "data/MNIST/raw").is_dir():
         missing("the real MNIST is not in data/MNIST/raw", "REQUIRE_MNIST")
     return str(ROOT / "data")
@@ -92,7 +92,7 @@ def mnist_root() -> str:
 
 @pytest.fixture(scope="session")
 def reference(mnist_root, tmp_path_factory) -> Reference:
-    """The real digits, all of MNIST; one process computes their features, for the others to load."""
+    """The reference for all of MNIST; one process computes its features, and the others load them."""
     folder = tmp_path_factory.getbasetemp()
     file = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reference.pt"
     with FileLock(f"{file}.lock"):
@@ -103,7 +103,7 @@ def reference(mnist_root, tmp_path_factory) -> Reference:
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A headless Chromium of the system."""
+    """The system's Chromium, headless."""
     if chromium_path() is None:
         missing("no Chromium on this machine", "REQUIRE_BROWSER")
     with browser() as chromium:
@@ -112,7 +112,7 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def page_url(tmp_path_factory):
-    """The page in a process of its own, with the bundled weights: its address."""
+    """The address of the page, served in a separate process with the bundled weights."""
     with serve(tmp_path_factory.mktemp("server") / "log") as (url, _):
         yield url
 
@@ -131,7 +131,7 @@ TINY = {
 
 
 def flags(options: dict) -> list[str]:
-    """The trainer's command-line flags for fields of its configuration."""
+    """The trainer's command-line flags for configuration fields."""
     words = []
     for name, value in options.items():
         no, equals = ("" if value else "no-", "") if isinstance(value, bool) else ("", f"={value}")
@@ -140,7 +140,7 @@ def flags(options: dict) -> list[str]:
 
 
 def write_idx(path, array: torch.Tensor) -> None:
-    """The format of the four files of MNIST."""
+    """Write an array in the IDX format of MNIST."""
     path.write_bytes(
         struct.pack(">HBB", 0, 8, array.dim()) + struct.pack(f">{array.dim()}I", *array.shape) + array.numpy().tobytes()
     )
@@ -148,7 +148,7 @@ def write_idx(path, array: torch.Tensor) -> None:
 
 @pytest.fixture
 def root(tmp_path) -> str:
-    """A data set of 112 random images in the files that torchvision looks for; with the blanks, four batches of 32."""
+    """A data set of 112 random images in torchvision's file layout; with the blanks, four batches of 32."""
     raw = tmp_path / "data/MNIST/raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
@@ -161,7 +161,7 @@ def root(tmp_path) -> str:
 def go(root, tmp_path, monkeypatch):
     """Run the training command in an empty folder and return its status.
 
-    A new run has a tiny network and data set. With `stop_after`, SIGTERM arrives at the end of that step.
+    A new run has a tiny network and data set. With `stop_after`, SIGTERM is raised at the end of that step.
     """
     monkeypatch.chdir(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The page in a process of its own, as `python app.py` starts it, and a browser to look at it."""
+"""The page in a separate process, as started by `python app.py`, and a browser to view it."""
 
 import json
 import re
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def wait_until(ready, seconds: float, what: str):
-    """The first true value of `ready()`; AssertionError when there is none in time."""
+    """The first true value of `ready()`; raises AssertionError on a timeout."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := ready():
@@ -30,17 +30,17 @@ def wait_until(ready, seconds: float, what: str):
 
 
 def close(a, b) -> bool:
-    """Equal up to rounding: bfloat16 products of other batch sizes or thread counts differ in the last bit."""
+    """Whether images are equal up to rounding: bfloat16 products depend on batch size and thread count."""
     return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean() <= 2
 
 
 def memory_of(process: subprocess.Popen) -> float:
-    """MB that a process holds; Linux only."""
+    """The resident memory of a process in MB; Linux only."""
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))[1]) / 1024
 
 
 def ask(http, url: str, *values, endpoint: str = "draw"):
-    """One call over plain HTTP, by an `httpx.Client`: ("complete" or "error", its data)."""
+    """One API call over plain HTTP with an `httpx.Client`: ("complete" or "error", data)."""
     event = http.post(f"{url}/gradio_api/call/{endpoint}", json={"data": values}).json()["event_id"]
     lines = http.get(f"{url}/gradio_api/call/{endpoint}/{event}").text.splitlines()
     kind = [line for line in lines if line.startswith("event:")][-1].removeprefix("event: ")
@@ -52,7 +52,7 @@ def ask(http, url: str, *values, endpoint: str = "draw"):
 def serve(
     log: Path, *arguments: str, folder: Path = ROOT, variables: dict | None = None
 ) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Start the page of `folder` on the first free port: its address and its process, which ends with the block."""
+    """Start the page in `folder` on the first free port; yields its address and process, and stops it afterwards."""
     with open(log, "w", encoding="utf-8") as out:
         process = subprocess.Popen(
             [sys.executable, "app.py", *arguments], cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT
@@ -71,19 +71,19 @@ def serve(
 
 
 class Files(SimpleHTTPRequestHandler):
-    """What `python -m http.server` does, in silence."""
+    """Like `python -m http.server`, without logging."""
 
     def log_message(self, *_):
         pass
 
     def copyfile(self, *files):
-        with suppress(ConnectionError):  # a page that was closed while it loaded
+        with suppress(ConnectionError):  # the page was closed while loading
             super().copyfile(*files)
 
 
 @contextmanager
 def serve_files(folder: Path, port: int = 0) -> Iterator[str]:
-    """Serve a folder like `python -m http.server`: its address."""
+    """Serve a folder like `python -m http.server`; yields its address."""
     server = ThreadingHTTPServer(("127.0.0.1", port), partial(Files, directory=folder))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -95,13 +95,13 @@ def serve_files(folder: Path, port: int = 0) -> Iterator[str]:
 
 
 def chromium_path() -> str | None:
-    """The Chromium of the system."""
+    """The path of the system's Chromium."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @contextmanager
 def browser():
-    """That Chromium without a window, which asks nobody on the network for anything."""
+    """The system's Chromium, headless and without network requests of its own."""
     flags = [
         "--no-sandbox",
         "--disable-gpu",

@@ -1,7 +1,7 @@
 """Command: train and measure one change to the recipe at a time. `python -m training.ablations [NAME …]`
 
-It prints a Markdown table and draws loss against quality in runs/ablations.png. The run of a row is runs/ablation-NAME;
-a stopped command continues where it was when it is started again, and what is there is not trained or measured again.
+Prints a Markdown table and plots loss against quality in runs/ablations.png. The run of a row is runs/ablation-NAME.
+Run the command again to resume: finished runs and saved measurements are reused.
 """
 
 import argparse
@@ -27,16 +27,16 @@ from training.measure.reference import Reference
 from training.measure.samples import FEWEST, GeneratedSamples
 from training.run_folder import CONFIG, FILM, KEPT, METRICS, RUNS, WEIGHTS, RunFolder
 
-# The defaults of the options, by the device.
+# Default options by device.
 CUDA = {"epochs": 15.0, "count": 10_000, "steps": 20, "points": 5}
 OTHER = {"epochs": 1.0, "batch": 128, "count": 2_000, "steps": 8, "points": 2}
-WARMUP = 0.1  # of the steps; the decay is a share of them anyway, and the half-life of the EMA one of the images seen
+WARMUP = 0.1  # of the steps; decay and EMA half-life already scale with the length of the run
 
 NO_CLIP = 1e6  # far above any gradient norm
 BARE = {"qk_norm": False, "clip": NO_CLIP}
-ROWS = {  # those first from which a reader learns most
-    "release": {},  # unit variance, logit-normal times with the shift
-    "release-again": {"seed": 1},  # the noise of the measurement
+ROWS = {  # the most informative first
+    "release": {},  # unit variance, shifted logit-normal times
+    "release-again": {"seed": 1},  # measurement noise
     "reference": PRESETS["reference"],
     "3e-3": {"lr": 3e-3},
     "3e-3-bare": {"lr": 3e-3, **BARE},
@@ -62,8 +62,8 @@ MEASURING = {
     "steps": "steps of the sampler",
     "points": "measurements of a run, evenly spaced, the last at its end",
 }
-AVERAGED, RAW = "release", "no-average"  # the second is the network of the first without its EMA
-# A change of these changes what the loss measures.
+AVERAGED, RAW = "release", "no-average"  # RAW is the last network of AVERAGED, without EMA
+# Changing any of these changes what the loss measures.
 OWN_LOSS = {"pixel_mean", "pixel_std", "time_shift", "uniform_times", "offset_noise", "immiscible", "label_drop"}
 PICTURE = "ablations.png"
 HEAD = (
@@ -73,7 +73,7 @@ HEAD = (
 
 
 class Moment(NamedTuple):
-    """A run at some step: its training loss until there, and the figures of its averaged weights."""
+    """A run at one step: its recent training loss, and the metrics of its EMA weights."""
 
     loss: float
     drawn: dict
@@ -84,40 +84,40 @@ def folder_of(name: str) -> Path:
 
 
 def flags_of(name: str) -> str:
-    """What a row changes, for the table."""
+    """The flags that a row changes, for the table."""
     return f"`{shlex.join(Config(**ROWS[name]).flags())}`" if ROWS[name] else ""
 
 
 def shared(options: dict, points: int) -> dict:
-    """The settings of every row: the `options` asked for, and what a run of so many epochs needs."""
+    """Settings shared by all rows: `options`, with a warm-up and preview interval that fit the length of the run."""
     config = Config(**options)
     per_epoch = (60_000 + 2 * config.blank_images) // config.batch
     steps = max(1, round(config.epochs * per_epoch))
     run = {"warmup_steps": round(WARMUP * steps), "keep_weights": True}
-    run["preview_every"] = math.ceil(steps / points) / per_epoch  # epochs; not one more picture just before the end
+    run["preview_every"] = math.ceil(steps / points) / per_epoch  # epochs; ceil: no extra preview just before the end
     return {**run, **options}
 
 
 def train(name: str, config: Config) -> int:
-    """Train the run of a row to its end, from where it was; returns the trainer's exit status.
+    """Train the run of a row to its end, resuming it if it exists; returns the trainer's exit status.
 
-    Raises ValueError where the folder holds a run with another configuration: the table would show the wrong flags.
+    Raises ValueError if the folder holds a run with another configuration: the table would show the wrong flags.
     """
     folder = folder_of(name)
     if begun := (folder / CONFIG).exists():
         saved = Config.load(folder / CONFIG)
-        if config.init:  # whose network the run took over
+        if config.init:  # the run copied the network of these weights
             saved = replace(saved, **config.network())
         if saved.recipe() != config.recipe():
             raise ValueError(f"{folder} holds a run with other flags than these; give those, or move it away")
-        if (folder / FILM).exists():  # it is finished
+        if (folder / FILM).exists():  # the run is finished
             return 0
     where = ["--resume", str(folder)] if begun else ["--name", folder.name]
     return subprocess.run([sys.executable, "-m", "training.train", *where, *config.flags()]).returncode
 
 
 def measure(folder: Path, reference: Reference, drawing: dict) -> dict:
-    """The figures of digits drawn by a folder of weights; those saved in it are not measured again."""
+    """The metrics of digits drawn with a folder of weights; saved ones are reused."""
     samples = GeneratedSamples(str(folder), reference.device)
     results = Results(folder / weights.METRICS, samples)
     evaluation = Evaluation(samples, reference, results, drawing, "python -m training.ablations")
@@ -125,7 +125,7 @@ def measure(folder: Path, reference: Reference, drawing: dict) -> dict:
 
 
 def moments(name: str, reference: Reference, drawing: dict) -> list[Moment]:
-    """A finished run, measured at every step of which it kept the weights, and at its end."""
+    """The measurements of a finished run: at every step with kept weights, and at its end."""
     found, lines = [], RunFolder(folder_of(name)).rows(METRICS)
     for folder in (*sorted((folder_of(name) / KEPT).glob("[0-9]" * 7)), folder_of(name) / WEIGHTS):
         drawn = measure(folder, reference, drawing)
@@ -141,7 +141,7 @@ def loss_until(images: int, lines: list[dict]) -> float:
 
 
 def save_raw(folder: Path) -> Path:
-    """The weights of a finished run without the moving average, in a folder of their own."""
+    """Save the weights of a finished run without EMA in a separate folder; returns the folder."""
     if not (folder / RAW).exists():
         averaged = weights.load(str(folder / WEIGHTS), dtype=torch.float32)
         averaged.network.load_state_dict(checkpoint.load(folder)[0]["network"])
@@ -150,7 +150,7 @@ def save_raw(folder: Path) -> Path:
 
 
 def line(name: str, flags: str, moment: Moment, seconds: str) -> str:
-    """The line of the table for a run at its end."""
+    """The table row of a finished run."""
     drawn = moment.drawn
     return (
         f"| {name} | {flags} | {drawn['fd_ratio']:.2f} | {drawn['coverage']:.1%} | {drawn['accuracy']:.1%} "
@@ -159,7 +159,7 @@ def line(name: str, flags: str, moment: Moment, seconds: str) -> str:
 
 
 def rows(name: str, reference: Reference, drawing: dict) -> tuple[list[str], dict[str, list[Moment]]]:
-    """The lines of a finished row, of which `AVERAGED` has two, and the moments of each."""
+    """The table lines of a finished row (two for `AVERAGED`) and the moments of each."""
     found = {name: moments(name, reference, drawing)}
     seconds = max((row.get("seconds", 0) for row in RunFolder(folder_of(name)).rows(METRICS)), default=0)
     lines = [line(name, flags_of(name), found[name][-1], f"{seconds:.0f}")]
@@ -171,7 +171,7 @@ def rows(name: str, reference: Reference, drawing: dict) -> tuple[list[str], dic
 
 
 def draw_picture(found: dict[str, list[Moment]]) -> None:
-    """Write the picture of loss against FD ÷ floor, with the rank correlation of the rows whose losses compare."""
+    """Plot loss against FD ÷ floor, with the rank correlation of the rows whose losses are comparable."""
     points = {name: [(moment.loss, moment.drawn["fd_ratio"]) for moment in run] for name, run in found.items()}
     own_loss = {name for name in found if OWN_LOSS & ROWS.get(name, {}).keys()}
     last = [run[-1] for name, run in points.items() if name not in own_loss and name != RAW]
@@ -186,7 +186,7 @@ def rank_correlation(points: list[tuple[float, float]]) -> float:
 
 
 def parsed(argv: list[str] | None) -> tuple[argparse.ArgumentParser, dict]:
-    """The parser, and the options that were given."""
+    """The parser and the options given."""
     parser = argparse.ArgumentParser(
         prog="python -m training.ablations",
         description=__doc__.splitlines()[0],

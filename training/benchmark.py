@@ -1,6 +1,6 @@
-"""Command: how fast this machine trains, compared with plain eager float32. `python -m training.benchmark`
+"""Command: benchmark the trainer against plain eager float32. `python -m training.benchmark`
 
-With `--profile` it shows instead where the time of a step goes.
+With `--profile`, it prints a time breakdown of the training step instead.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from training.trainer import Trainer
 
 HEAD = "| step | images/s | ms | TFLOP/s | of the peak | peak memory, GB |\n|---|---:|---:|---:|---:|---:|"
 
-PARTS = (  # of a step, by the profiler's names of operators, kernels and driver calls: the first match counts
+PARTS = (  # of a step, matched to the profiler's names of operators, kernels and driver calls; the first match wins
     ("waiting for the device", r"Synchronize"),
     ("autograd, torch.compile, launches", r"^cu\w*Launch|autograd::|Backward\d*$|^(Torch|Compiled|AOTDispatcher)"),
     ("norms, elementwise", r"^triton_(?!tem)|CompiledFxGraph"),  # the latter holds the compiled code on a CPU
@@ -43,14 +43,14 @@ REST = "Python and the rest"
 
 
 def part_of(name: str) -> str:
-    """The part of a step that an event of the profiler belongs to."""
+    """The part of a step that a profiler event belongs to."""
     return next((part for part, pattern in PARTS if re.search(pattern, name)), REST)
 
 
 def parts(events: Iterable, steps: int, seconds: float) -> dict[str, list[float]]:
-    """The calls and ms on the host, then the kernels and ms on the device, of each part of a step.
+    """For each part of a step, the calls and ms on the host, then the kernels and ms on the device.
 
-    `events` are the averages of a profile of `steps` steps in `seconds`, to which the ms on the host add up.
+    `events` are the averages of a profile of `steps` steps in `seconds`; the host times add up to this total.
     """
     table = {part: [0.0] * 4 for part, _ in (*PARTS, (REST, ""))}
     for event in events:
@@ -58,7 +58,7 @@ def parts(events: Iterable, steps: int, seconds: float) -> dict[str, list[float]
         if event.device_type == DeviceType.CPU:
             row[0] += event.count / steps
             row[1] += event.self_cpu_time_total / 1e3 / steps
-        elif not event.is_user_annotation:  # these span kernels that have events of their own
+        elif not event.is_user_annotation:  # annotations span kernels that have their own events
             row[2] += event.count / steps
             row[3] += event.self_device_time_total / 1e3 / steps
     table[REST][1] += 1e3 * seconds / steps - sum(host for _, host, *_ in table.values())
@@ -66,7 +66,7 @@ def parts(events: Iterable, steps: int, seconds: float) -> dict[str, list[float]
 
 
 def lines(table: dict[str, list[float]]) -> list[str]:
-    """The table of `parts` in Markdown, without empty rows, and without columns of a device on which nothing ran."""
+    """The table of `parts` in Markdown, without empty rows, and without device columns if no kernels ran."""
     columns = 5 if any(kernels for _, _, kernels, _ in table.values()) else 3
     rows = [("part of a step", "calls", "host, ms", "kernels", "device, ms"), ("---", *["---:"] * 4)]
     for part, (calls, host, kernels, device) in table.items():
@@ -90,7 +90,7 @@ def step_seconds(run: Trainer, budget: float) -> float:
 
 
 def start(config: Config) -> Trainer:
-    """A new run, on a device without remains of another."""
+    """A new run, after clearing the compiled code, memory and memory statistics of earlier ones."""
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():
@@ -100,7 +100,7 @@ def start(config: Config) -> Trainer:
 
 
 def measure(name: str, config: Config, budget: float, plain: bool) -> float:
-    """Print a line of the table and return images per second; forward and backward count as three forward passes."""
+    """Print a table row and return images per second; forward and backward count as three forward passes."""
     run = start(config)
     if plain:
         run.loss_of = make_loss(run.network, config, run.device, bfloat16=False)
@@ -112,7 +112,7 @@ def measure(name: str, config: Config, budget: float, plain: bool) -> float:
 
 
 def print_profile(config: Config, budget: float) -> None:
-    """Print where the time of a step goes: on the host, and on a GPU also on that."""
+    """Print the time breakdown of a step on the host and, if there is one, on the GPU."""
     run = start(config)
     step = step_seconds(run, budget)
     steps = max(3, min(20, round(budget / step)))

@@ -15,9 +15,9 @@ NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save(folder: Path, state: dict) -> None:
-    """Make `state` the newest checkpoint of a run folder; at every moment at least one intact checkpoint exists.
+    """Save `state` as the newest checkpoint of a run folder; at least one intact checkpoint exists at any time.
 
-    Raises OSError where it cannot be written; existing checkpoints stay as they are.
+    Raises OSError if it cannot be written; existing checkpoints are kept.
     """
     new = folder / (NEWEST + ".new")
     try:
@@ -38,7 +38,7 @@ def save(folder: Path, state: dict) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Flush a directory to disk; without it, a crash of the machine could undo a renaming."""
+    """Flush a directory to disk; otherwise a machine crash could undo a rename."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -48,31 +48,31 @@ def flush(folder: Path) -> None:
 
 
 def load(folder: Path, accept: Callable[[object], None] = lambda state: None) -> tuple[dict, str]:
-    """The newest intact checkpoint of a run folder that `accept` takes, on the CPU, and a sentence about any newer one
+    """Load the newest intact checkpoint that `accept` accepts, on the CPU; also returns a notice about any newer one
     (or "").
 
-    `accept` raises ValueError for a state that it rejects, and so does this function if it rejects all of them. Raises
-    OSError if no checkpoint is intact.
+    `accept` raises ValueError to reject a state. Raises ValueError if it rejects all intact checkpoints, OSError if no
+    checkpoint is intact.
     """
     rejected, notice, reason = [], "", ""
-    for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is left by a kill just before its renaming
+    for name in (NEWEST, PREVIOUS, NEWEST + ".new"):  # the last is left by a kill just before the rename
         path = folder / name
         if not path.exists():
             continue
         try:
             state = read(path)
             accept(state)
-        except OSError:  # it may be intact, and readable later
+        except OSError:  # it may be intact and readable later
             notice = notice or f"{path} is damaged"
         except zipfile.BadZipFile:
             rejected.append(path)
             notice = notice or f"{path} is damaged"
         except ValueError as error:
             rejected.append(path)
-            reason = reason or str(error)  # the error itself would keep its frames, and with them the lock, alive
+            reason = reason or str(error)  # keeping the error would keep its frames and thus the lock alive
             notice = notice or str(error)
         else:
-            for other in rejected:  # the next save would otherwise replace the intact one by it
+            for other in rejected:  # otherwise the next save would replace the intact one with it
                 with suppress(FileNotFoundError):  # another process of this run was faster
                     os.replace(other, other.with_name(other.name + ".damaged"))
             return state, notice and f"{notice}; continuing from the previous checkpoint."
@@ -82,7 +82,7 @@ def load(folder: Path, accept: Callable[[object], None] = lambda state: None) ->
 
 
 def read(path: Path):
-    """The content of a checkpoint; raises BadZipFile for a damaged one, OSError for one that cannot be read."""
+    """The content of a checkpoint; raises BadZipFile if it is damaged, OSError if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load ignores checksums, zipfile verifies them
             if archive.testzip() is None:

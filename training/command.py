@@ -1,4 +1,4 @@
-"""What the commands that train have in common: start, resume or try a run, and train until its end or a signal."""
+"""Shared by the training commands: start, resume or dry-run a run, and train until it ends or a signal arrives."""
 
 import argparse
 import signal
@@ -17,7 +17,7 @@ from training.trainer import Trainer, device_name
 
 
 def start(trainer: type[Trainer], options: dict, path: Path, preset: str) -> Trainer:
-    """A new run in its own folder, with a first checkpoint to resume from; raises ValueError or OSError before writing
+    """Start a run in its own folder and save a first checkpoint; raises ValueError or OSError before writing
     anything."""
     folder = RunFolder(path)
     folder.check_free()
@@ -28,7 +28,7 @@ def start(trainer: type[Trainer], options: dict, path: Path, preset: str) -> Tra
 
 
 def resume(trainer: type[Trainer], options: dict, path: Path) -> Trainer:
-    """The run of a folder at its newest checkpoint; raises ValueError or OSError."""
+    """Resume the run in a folder from its newest checkpoint; raises ValueError or OSError."""
     if not (path / CONFIG).is_file():
         named = f"; did you mean --resume {quoted(RUNS / path)}?" if (RUNS / path / CONFIG).is_file() else ""
         raise ValueError(f"{path} holds no run to continue{named}")
@@ -46,7 +46,7 @@ def resume(trainer: type[Trainer], options: dict, path: Path) -> Trainer:
 
 
 def dry_run(run: Trainer) -> None:
-    """Print what the run would do, and take one step; writes nothing."""
+    """Print what the run would do and take one step; writes nothing."""
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     images = run.total * run.config.batch
     print_once(run.config.command(distributed.launcher()))
@@ -120,5 +120,5 @@ def main(argv: list[str] | None, trainer: type[Trainer], about: str) -> int:
         else:
             run = resume(trainer, options, path) if folder else start(trainer, options, path, preset)
             status = train(run)
-        distributed.leave()  # not after an error: the other processes would have to come here too
+        distributed.leave()  # not after an error: the other processes would have to get here too
         return status

@@ -1,4 +1,4 @@
-"""The configuration of a run: a frozen dataclass, and the command line made from its fields."""
+"""Run configurations: frozen dataclasses, and the command-line flags generated from their fields."""
 
 import argparse
 import json
@@ -14,19 +14,18 @@ from model.images import SIZE
 from model.sampling import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from training.data import DATASETS
 
-MANY = 10**9  # the bound of numbers that have no other
+MANY = 10**9  # default upper bound of numbers
 KINDS = {bool: "true or false", str: "a printable text of at most 1000 characters"}
 
 
 def option(default, help: str = "", low: float = 0, high: float = MANY):
-    """A field with its default, its help text and, for numbers, its range; `--help` is silent about one without a
-    text."""
+    """A field with a default, a help text and, for numbers, a range; without a help text, `--help` omits it."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every run has: optimizer, schedule, EMA, device and logs.
+    """Settings common to all runs: optimizer, schedule, EMA, device and logs.
 
     Raises ValueError for a value of the wrong type or out of range.
     """
@@ -50,7 +49,7 @@ class RunConfig:
     log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
     preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
     checkpoint_every: float = option(120.0, "seconds between two checkpoints")
-    keep_weights: bool = option(False)  # with every picture of the classes, in runs/NAME/kept: for `training.ablations`
+    keep_weights: bool = option(False)  # with every preview, in runs/NAME/kept; for `training.ablations`
 
     program = "training.train"  # the command that runs it
 
@@ -66,7 +65,7 @@ class RunConfig:
                 raise ValueError(f"{item.name} must be {KINDS[kind]}, not {check.shown(value)}")
 
     def recipe(self) -> dict:
-        """The fields that decide the weights: all but those a resumed run may change."""
+        """The fields that determine the weights: all but those that may change on resume."""
         return {name: value for name, value in asdict(self).items() if name not in RESUMABLE}
 
     def flags(self) -> list[str]:
@@ -79,7 +78,7 @@ class RunConfig:
         return words
 
     def command(self, launcher: str = "python") -> str:
-        """The command that trains the same weights, whatever preset this configuration came from."""
+        """The command that trains the same weights, independent of the preset used."""
         return f"{launcher} {shlex.join(['-m', self.program, *type(self)(**self.recipe()).flags()])}"
 
     def save(self, path: Path) -> None:
@@ -88,7 +87,7 @@ class RunConfig:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises ValueError for a file that is not a configuration."""
+        """Load a configuration; raises ValueError if the file is not one."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
@@ -103,7 +102,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    """Everything that decides what training does. The defaults are the recipe of the released weights."""
+    """Configuration of a training run. The defaults are the recipe of the released weights."""
 
     data: str = option("mnist", "mnist, fashion, kmnist, a folder with one folder of images per class, or an .npz")
     data_root: str = option("data", "folder of the data sets, downloaded there if necessary")
@@ -126,8 +125,8 @@ class Config(RunConfig):
 
     # Only for `training.ablations`.
     qk_norm: bool = option(True)  # queries and keys are normalized
-    predicts_image: bool = option(False)  # the network predicts the image, the loss stays that of the velocity
-    uniform_times: bool = option(False)  # before the shift, instead of logit-normal ones
+    predicts_image: bool = option(False)  # the network predicts the image; the loss is still on the velocity
+    uniform_times: bool = option(False)  # before the shift, instead of logit-normal
     offset_noise: float = option(0.0, high=1)  # see `objective.offset`
     immiscible: bool = option(False)  # see `objective.assigned`
 
@@ -143,7 +142,7 @@ class Config(RunConfig):
 
 @dataclass(frozen=True)
 class DistillConfig(RunConfig):
-    """Everything that decides what distillation does. The defaults are for a GPU."""
+    """Configuration of a distillation run. The defaults are for a GPU."""
 
     teacher: str = option("weights/teacher", "weights of a velocity network: a folder, or USER/NAME[@revision]")
     data_root: str = option("data", "folder of the data sets")
@@ -155,10 +154,10 @@ class DistillConfig(RunConfig):
     program = "training.distill"
 
 
-# What is taken over from the weights of --init.
+# Fields copied from the weights of --init.
 NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "qk_norm", "predicts_image")
 
-# What a resumed run may change: nothing that decides the weights.
+# Fields that may change on resume, because they do not affect the weights.
 RESUMABLE = {"data_root", "device", "compile", "tensorboard", "log_every", "preview_every", "checkpoint_every"}
 RESUMABLE |= {"keep_weights"}
 
@@ -176,7 +175,7 @@ DISTILL_PRESETS = {
 
 
 def add_options(parser: argparse.ArgumentParser, config: type[RunConfig] = Config) -> None:
-    """A flag for every field, its own before those of every run; one that is not given stays out of the namespace."""
+    """Add a flag for every field, those of `RunConfig` last; flags not given are absent from the namespace."""
     for item in sorted(fields(config), key=lambda item: hasattr(RunConfig, item.name)):
         name = "--" + item.name.replace("_", "-")
         text = item.metadata["help"]

@@ -1,8 +1,8 @@
-"""Consistency along the teacher: the examples from which a flow map learns.
+"""Consistency distillation: the training examples of a flow map.
 
-The teacher goes a short leg from t to m, the map the rest from m to s; together they are where a jump from t to s
-should land (consistency of trajectories, Kim et al., arXiv 2310.02279, §3.2; for the average velocity, Geng et al.,
-arXiv 2505.13447).
+The teacher takes a short leg from t to m, and the map jumps the rest of the way, from m to s. A single jump from t to s
+should land at the same point (trajectory consistency, Kim et al., arXiv 2310.02279, §3.2; for the average velocity,
+Geng et al., arXiv 2505.13447).
 """
 
 import math
@@ -18,13 +18,13 @@ from model.flow_map import FlowMap
 from model.sampling import MAX_GUIDANCE
 from training.data import Batches, seeded
 
-LEG = 1 / 16  # of the teacher, in t
-FROM_NOISE, TO_IMAGE, SHORT = 0.25, 0.25, 0.25  # shares of jumps with t = 1, with s = 0, and of at most a LEG
-UNGUIDED = 0.1  # share of jumps at guidance 1; the others' is log-uniform up to MAX_GUIDANCE
+LEG = 1 / 16  # longest leg of the teacher, in t
+FROM_NOISE, TO_IMAGE, SHORT = 0.25, 0.25, 0.25  # shares of jumps with t = 1, with s = 0, and no longer than LEG
+UNGUIDED = 0.1  # share of jumps at guidance 1; otherwise log-uniform from 1 to MAX_GUIDANCE
 
 
 class Jumps(NamedTuple):
-    """The input of one step: B jumps, and their targets."""
+    """The input of one step: B jumps and their targets."""
 
     x: torch.Tensor  # [B, 1, 28, 28], the noised image at t
     t: torch.Tensor  # [B]
@@ -35,7 +35,7 @@ class Jumps(NamedTuple):
 
 
 class Consistency:
-    """The jumps of every step: noised images of `batches`, and targets from the teacher and the map as it is then.
+    """The jumps of each step: noised images from `batches`, with targets from the teacher and the current map.
 
     `compile` is applied to the function that computes the targets.
     """
@@ -49,7 +49,7 @@ class Consistency:
         compile: Callable[[Callable], Callable] = lambda function: function,
     ):
         self.network, self.teacher, self.time_shift, self.batches = network, teacher, time_shift, batches
-        self.bfloat16 = has_bfloat16(next(teacher.parameters()).device)  # asked here, for the compiled graph
+        self.bfloat16 = has_bfloat16(next(teacher.parameters()).device)  # checked here, outside the compiled graph
         self.target_of = compile(self.target)
 
     @property
@@ -58,8 +58,11 @@ class Consistency:
 
     @torch.no_grad()
     def at(self, step: int) -> Jumps:
-        """The jumps of a step: t and s are the larger and the smaller of two shifted logit-normal times, but t = 1 or
-        s = 0 for shares of them. Two such times are rarely close, least of all near t = 1, so some jumps are short."""
+        """The jumps of a step.
+
+        t and s are the larger and smaller of two shifted logit-normal times, except that t = 1 or s = 0 for some jumps.
+        Two such times are rarely close, least of all near t = 1, so a further share of the jumps is made short.
+        """
         batches, device, mine = self.batches, self.batches.device, self.batches.order.local_slice
         batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
         normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
@@ -74,9 +77,9 @@ class Consistency:
         return Jumps(x, t, s, batch.labels, guidance, self.target_of(x, t, s, batch.labels, guidance))
 
     def target(self, x, t, s, labels, guidance) -> torch.Tensor:
-        """Where the teacher's leg and the map's rest lead, as the average velocity from t to s.
+        """The target average velocity from t to s: the teacher's leg, then the map's jump.
 
-        The leg is a step of the midpoint method, whose first half is a jump of the map: it calls the teacher once.
+        The leg is a midpoint step whose first half is a jump of the map, so it calls the teacher only once.
         """
 
         def wide(number: torch.Tensor) -> torch.Tensor:

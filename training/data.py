@@ -1,6 +1,6 @@
 """The data set, resident on the device, and the batch of every step.
 
-Everything random is a function of (seed, step): no random state goes into a checkpoint, and a run resumes exactly in
+All randomness is a function of (seed, step), so checkpoints need no random state and a run resumes exactly in
 mid-epoch.
 """
 
@@ -26,10 +26,10 @@ NAMES = {  # of their ten classes
 
 
 def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Pixels, labels and the names of the classes.
+    """Pixels, labels and class names.
 
-    A built-in set gets `blanks` all-black and as many all-white images; your own images, in the path `name`, get none.
-    Raises OSError or ValueError, in one sentence, for data that is missing, damaged or of another kind.
+    A built-in set gets `blanks` all-black and as many all-white images; custom images, at the path `name`, get none.
+    Raises OSError or ValueError, in one sentence, for missing, damaged or unsupported data.
     """
     if name in DATASETS:
         return *with_blanks(*load(name, root), blanks), (*NAMES[name], *CLASSES[BLACK:])
@@ -39,8 +39,7 @@ def training_set(name: str, root: str, blanks: int) -> tuple[torch.Tensor, torch
 def load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels uint8 `[N, 28, 28]` and labels int64 `[N]`, 0 to 9, of a data set, downloaded into `root` if necessary.
 
-    Raises OSError when it is not there and cannot be downloaded, ValueError for files that are not whole or of other
-    images.
+    Raises OSError if it is missing and cannot be downloaded, ValueError if its files are damaged or hold other images.
     """
     raw = Path(root) / DATASETS[name].__name__ / "raw"
     files = [raw / f"{'train' if train else 't10k'}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
@@ -94,10 +93,10 @@ def seeded(device: torch.device, *key) -> torch.Generator:
 
 
 class Order:
-    """Which of `size` examples a step takes: each epoch is a new permutation; its last incomplete batch is dropped.
+    """The order of `size` examples: each epoch is a new permutation, and its last incomplete batch is dropped.
 
-    Of several processes each has the same order and takes its own slice of a batch, so the result does not depend on
-    their number. Raises ValueError for a batch that does not fit.
+    All processes have the same order and take their own slice of each batch, so the result does not depend on their
+    number. Raises ValueError if `batch` is larger than `size` or not divisible by `world`.
     """
 
     def __init__(self, size: int, batch: int, seed: int, device: torch.device, rank: int = 0, world: int = 1):
@@ -114,7 +113,7 @@ class Order:
         return self.size // self.batch
 
     def at(self, step: int) -> torch.Tensor:
-        """The examples `[batch]` of a step, counted from 0 over the whole run."""
+        """The example indices `[batch]` of a step, counted from 0 over the whole run."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             generator = seeded(self.device, self.seed, "order", epoch)
@@ -123,7 +122,7 @@ class Order:
 
 
 class Batch(NamedTuple):
-    """The random input of one step; every field has the batch first."""
+    """The random input of one step, batch dimension first."""
 
     pixels: torch.Tensor  # uint8 [B, 28, 28]
     labels: torch.Tensor  # int64 [B], some replaced by the null class
@@ -132,7 +131,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """The batches of a run, by step; of several processes each draws the same global batch and takes its own slice."""
+    """The batches of a run, by step; all processes draw the same global batch and take their own slice."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Command: distil a velocity network into a flow map. `python -m training.distill --name map`
 
-The run is like one of `training.train`; it keeps a copy of the teacher in `weights/teacher/`.
+The run folder is like that of `training.train`, with a copy of the teacher in `weights/teacher/`.
 """
 
 import sys

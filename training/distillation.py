@@ -1,4 +1,4 @@
-"""Distillation: a velocity network becomes a flow map, by consistency along its own trajectories."""
+"""Distillation of a velocity network into a flow map, by consistency along its trajectories."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,16 +20,16 @@ from training.objective import compiled
 from training.run_folder import WEIGHTS, RunFolder
 from training.trainer import Trainer
 
-EASY = 0.01  # a mean squared error from which on the weight of an image grows no further
+EASY = 0.01  # mean squared error below which the weight of an image barely grows
 
 
 def make_loss(network: nn.Module, config: DistillConfig, device: torch.device) -> Callable:
     """The weighted squared error of the average velocity, as a function of the fields of `consistency.Jumps`.
 
-    An image with the mean squared error e has the weight 1 / (e + EASY)^p: otherwise the long jumps, whose errors are
-    much larger, would be all that counts (the adaptive weights of Geng et al., arXiv 2505.13447, §4.3).
+    An image with mean squared error e has the weight 1 / (e + EASY)^p; otherwise the long jumps, whose errors are much
+    larger, would dominate the loss (adaptive weights, Geng et al., arXiv 2505.13447, §4.3).
     """
-    bfloat16 = has_bfloat16(device)  # asked here: inside the loss it would break the compiled graph
+    bfloat16 = has_bfloat16(device)  # checked here: inside the loss it would break the compiled graph
 
     def loss(x, t, s, labels, guidance, u):
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
@@ -41,13 +41,13 @@ def make_loss(network: nn.Module, config: DistillConfig, device: torch.device) -
 
 
 class Distiller(Trainer):
-    """A run that trains a `FlowMap` from the weights of its teacher, of which the run keeps a copy."""
+    """A run that trains a `FlowMap` from the weights of its teacher and keeps a copy of the teacher."""
 
     config_class, presets, default_name = DistillConfig, DISTILL_PRESETS, "map-"
 
     @classmethod
     def fresh(cls, options: dict, folder: RunFolder, preset: str) -> Self:
-        """A run at its first step; writes nothing. Raises ValueError or OSError."""
+        """A new run; writes nothing. Raises ValueError or OSError."""
         return cls(DistillConfig(**{**DISTILL_PRESETS[preset], **options}), folder)
 
     def build(self, initial: weights.Weights | None) -> None:

@@ -1,4 +1,4 @@
-"""Training in several processes, which torchrun starts; without it there is one process, rank 0 of 1."""
+"""Distributed training with torchrun; without it there is one process, rank 0 of 1."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from model.common import python
 
-GIVEN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")  # numbers, by torchrun
+GIVEN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")  # numbers set by torchrun
 
 
 def joined() -> bool:
@@ -15,9 +15,9 @@ def joined() -> bool:
 
 
 def join(device: str) -> None:
-    """Join the processes that torchrun started, each on the GPU of its local rank where `device` is `auto` or `cuda`.
+    """Join the processes that torchrun started, each on the GPU of its local rank if `device` is `auto` or `cuda`.
 
-    Raises ValueError for more processes than GPUs, or variables that are not torchrun's.
+    Raises ValueError if there are more processes than GPUs, or torchrun's variables are missing or invalid.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" and not joined():
         foreign = [name for name in GIVEN if not os.environ.get(name, "").isdecimal()]
@@ -56,27 +56,27 @@ def world_size() -> int:
 
 
 def launcher() -> str:
-    """The beginning of a command that starts the same number of processes again."""
+    """The start of a command that launches the same number of processes."""
     if not joined():
         return python()
     return python("-m", "torch.distributed.run", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}")
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes reach this point."""
     if joined():
         dist.barrier()
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, in place and in each of them."""
+    """The sum over all processes, in place on each of them."""
     if joined():
         dist.all_reduce(value)
     return value
 
 
 def max_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """The maximum over all processes, in place and in each of them."""
+    """The maximum over all processes, in place on each of them."""
     if joined():
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value

@@ -1,6 +1,6 @@
-"""Command: measure digits, drawn by weights or from a file. `python -m training.evaluate --weights runs/full/weights`
+"""Command: evaluate digits from weights or from a file. `python -m training.evaluate --weights runs/full/weights`
 
-Writes metrics.json and pictures. The default is the headline row; `--full` adds CAS and sweeps over steps, guidance and
+Writes metrics.json and plots. The default is the headline row; `--full` adds CAS and sweeps over steps, guidance and
 time shift.
 """
 
@@ -20,7 +20,7 @@ from training.release.card import results_table
 
 
 def parts_of(options: argparse.Namespace) -> list[str]:
-    """Which of the parts to measure, in their order; raises ValueError for an unknown one."""
+    """The parts to measure, in order; raises ValueError for unknown parts, or sweeps over --samples."""
     asked = options.only.split(",") if options.only else PARTS if options.full else ["headline"]
     foreign = sorted(set(asked) - set(PARTS))
     if foreign:

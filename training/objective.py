@@ -1,4 +1,4 @@
-"""The training objective: the loss, the learning-rate schedule and the moving average of the weights."""
+"""The training objective: loss, learning-rate schedule and EMA of the weights."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from training.config import Config, RunConfig
 def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16: bool = True) -> Callable:
     """The mean squared error of the velocity, as a function of the fields of a `data.Batch`.
 
-    The network computes in bfloat16 where the device has it.
+    The network computes in bfloat16 if the device supports it.
     """
-    bfloat16 = bfloat16 and has_bfloat16(device)  # asked here: inside the loss it would break the compiled graph
+    bfloat16 = bfloat16 and has_bfloat16(device)  # checked here: inside the loss it would break the compiled graph
 
     assign = torch.compiler.disable(assigned) if config.immiscible else None  # its loop would be unrolled
 
@@ -48,19 +48,20 @@ def times(normal: torch.Tensor, config: Config) -> torch.Tensor:
 def offset(noise: torch.Tensor, strength: float) -> torch.Tensor:
     """Offset noise (Guttenberg, "Diffusion with Offset Noise", 2023) from normal noise `[B, 1, H, W]`.
 
-    Its definition adds an independent `strength`·N(0, 1) to all pixels of an image. The sum of the two is normal with
-    the covariance I + strength²·11ᵀ. So is noise whose mean is scaled by √(1 + strength²·H·W), without another draw.
+    By definition, it adds one independent `strength`·N(0, 1) to all pixels of an image. The sum is normal with
+    covariance I + strength²·11ᵀ. Scaling the mean of the noise by √(1 + strength²·H·W) gives the same distribution
+    without another draw.
     """
     scale = math.sqrt(1 + strength**2 * noise[0].numel())
     return noise + (scale - 1) * noise.mean((1, 2, 3), keepdim=True)
 
 
 def assigned(noise: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """The noises `[B, 1, H, W]` of a batch in an order that brings each close to its image (immiscible diffusion, Li et
-    al., arXiv 2406.12303, §4).
+    """The noise `[B, 1, H, W]` of a batch, reordered so that each sample is close to its image (immiscible diffusion,
+    Li et al., arXiv 2406.12303, §4).
 
-    Every pair of images once exchanges its noises where that shortens the sum of the squared distances. The paper
-    solves the assignment exactly, on the host; this stays on the device, at B rounds of a few small kernels.
+    Each pair of images is visited once and swaps noise if that reduces the sum of squared distances. The paper solves
+    the assignment exactly on the host; this runs on the device, in B rounds of a few small kernels.
     """
     close = image.flatten(1) @ noise.flatten(1).T  # [image, noise]; the other terms of the distance sum to a constant
     own = torch.arange(len(noise), device=noise.device)
@@ -69,15 +70,14 @@ def assigned(noise: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         other = (i - own) % len(own)
         theirs = chosen[other]
         gain = (close[own, theirs] + close[other, chosen]) - (close[own, chosen] + close[other, theirs])
-        chosen = torch.where(gain > 0, theirs, chosen)  # the gain is the same, to the bit, on both sides of a pair
+        chosen = torch.where(gain > 0, theirs, chosen)  # the gain is bit-identical on both sides of a pair
     return noise[chosen]
 
 
 def compiled(function: Callable, device: torch.device, graphs: bool = True) -> Callable:
-    """`function` under torch.compile; unchanged, with a message, where no compiler works.
+    """`function` under torch.compile; unchanged, with a message, if no compiler works.
 
-    On a single GPU it runs as CUDA graphs, unless without `graphs`: its kernels are shorter than the time to launch
-    them.
+    With `graphs`, it runs as CUDA graphs on a single GPU, because its kernels take less time than their launches.
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
@@ -96,10 +96,9 @@ def learning_rate(step: int, total: int, config: RunConfig) -> float:
 
 
 def update_ema(ema: nn.Module, network: nn.Module, images_seen: int, config: RunConfig) -> None:
-    """Move the average towards the network, with a half-life in images that ramps up over a short run (EDM2, arXiv
-    2312.02696, §3).
+    """Update the EMA, whose half-life grows with the images seen up to `ema_images` (EDM2, arXiv 2312.02696, §3).
 
-    One pass over memory. After a skipped step, the network is the one before.
+    This takes one pass over memory. After a skipped step, the network is unchanged.
     """
     half_life = min(config.ema_images, config.ema_ramp * images_seen)
     update = get_ema_multi_avg_fn(0.5 ** (config.batch / half_life))

@@ -1,7 +1,7 @@
-"""Images of your own to train on: a folder with one folder of images per class, or an .npz of images and labels.
+"""Custom training images: a folder with one subfolder per class, or an .npz of images and labels.
 
-Every image becomes grey and 28 × 28: transparency becomes white, the shorter side is padded to a square with the colour
-of the top left pixel, and the square is resized (bicubic). Nothing is inverted.
+Every image is converted to 28 × 28 grey: transparency becomes white, the shorter side is padded to a square with the
+colour of the top left pixel, and the square is resized (bicubic). Nothing is inverted.
 """
 
 import zipfile
@@ -23,7 +23,7 @@ GREY_OR_COLOUR = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"
 
 
 def read(path: Path) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Pixels uint8 `[N, 28, 28]`, labels int64 `[N]` and the names of the classes; raises ValueError or OSError."""
+    """Pixels uint8 `[N, 28, 28]`, labels int64 `[N]` and class names; raises ValueError or OSError."""
     pixels, labels, names = read_folder(path) if path.is_dir() else read_npz(path)
     for name in names:
         check.plain_name(f"a class in {path}", name)
@@ -33,7 +33,7 @@ def read(path: Path) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
 
 
 def read_folder(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:
-    """The images of all folders in `path`, which are the classes in alphabetical order; hidden ones are left out."""
+    """The images in the subfolders of `path`, one class each in alphabetical order; hidden ones are skipped."""
     names = tuple(sorted(part.name for part in path.iterdir() if part.is_dir() and not part.name.startswith(".")))
     files = [
         (file, label)
@@ -53,7 +53,7 @@ def read_folder(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...
 def read_npz(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:
     """The images and labels of an .npz.
 
-    The labels are places in its `classes`, a list of names; without that, each label that occurs names a class.
+    The labels are indices into its `classes`, a list of names; without `classes`, each distinct label is a class.
     """
     images, labels, names = read_arrays(path)
     if names is None:
@@ -65,9 +65,9 @@ def read_npz(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:
 
 
 def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """`images` uint8 `[N, H, W]`, `labels` of whole numbers `[N]` and, where there are any, `classes` of an .npz.
+    """`images` uint8 `[N, H, W]`, integer `labels` `[N]` and, if present, `classes` of an .npz.
 
-    Raises ValueError or OSError, in one sentence, for a file that is not an .npz of these, or too large.
+    Raises ValueError or OSError, in one sentence, if the file is not such an .npz or is too large.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -105,7 +105,7 @@ def opened(path: Path) -> np.ndarray:
 
 
 def fitted(image: Image.Image) -> np.ndarray:
-    """An image as uint8 `[28, 28]`, as this module's docstring says."""
+    """An image as uint8 `[28, 28]`, converted as described in the module docstring."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,4 +1,4 @@
-"""Command: weights to the Hub, and the page to a Space.
+"""Command: publish weights to the Hub, and the page to a Space.
 
 python -m training.publish weights USER/NAME
 python -m training.publish space USER/NAME --weights USER/NAME

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its logs, its pictures. With several processes, only the first one writes."""
+"""The run folder: lock, logs and pictures. With several processes, only the first one writes."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from training.measure import plots
 
 RUNS = Path("runs")
 CONFIG, HISTORY, METRICS, WEIGHTS = "config.json", "history.jsonl", "metrics.jsonl", "weights"
-KEPT = "kept"  # weights along the way, in folders named by their step
-FILM = "previews.gif"  # the last that a run writes
+KEPT = "kept"  # intermediate weights, in folders named by step
+FILM = "previews.gif"  # the last file that a run writes
 FIELDS = {  # required in every line of a log, with their types
     HISTORY: {"commit": str, "device": str, "torch": str},
     METRICS: {"step": int, "images": int, "loss": float | None},
@@ -43,7 +43,7 @@ class RunFolder:
         return (self.path / CONFIG).exists()
 
     def check_free(self) -> None:
-        """Raise ValueError where the folder already holds a run."""
+        """Raise ValueError if the folder already holds a run."""
         if self.writes and self.holds_run():
             raise ValueError(
                 f"{self.path} already holds a run; continue it with --resume {quoted(self.path)}, "
@@ -51,7 +51,7 @@ class RunFolder:
             )
 
     def create(self) -> None:
-        """Claim the folder for a new run; removes the history of a start that was killed before there was a run."""
+        """Claim the folder for a new run; removes the history of a start killed before it saved its configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.claim()
         self.check_free()
@@ -59,7 +59,7 @@ class RunFolder:
             (self.path / HISTORY).unlink(missing_ok=True)
 
     def check_data(self, data: str, sha256: str | None = None) -> None:
-        """Raise ValueError where the run began with another data set or, if the hash is given, with other images."""
+        """Raise ValueError if the run began with another data set or, if the hash is given, with other images."""
         if not self.began_with(data, sha256):
             raise ValueError(
                 f"{data} does not hold the images that the run in {self.path} began with; put those back, or start "
@@ -67,15 +67,14 @@ class RunFolder:
             )
 
     def began_with(self, data: str, sha256: str | None) -> bool:
-        """Whether every start of the run recorded this data set and, if it is given, this hash of what it learns
-        from."""
+        """Whether every start of the run recorded this data set and, if given, this hash of the training data."""
         return all(
             start.get("data", data) == data and start.get("data_sha256", sha256) == (sha256 or start.get("data_sha256"))
             for start in self.rows(HISTORY)
         )
 
     def claim(self) -> None:
-        """Lock the folder for as long as this process lives; raises ValueError where another process has it."""
+        """Lock the folder until `release` or the end of the process; raises ValueError if another process holds it."""
         if self.writes:
             try:
                 self.lock.acquire()
@@ -90,14 +89,14 @@ class RunFolder:
             self.lock.release()
 
     def inode(self) -> int | None:
-        """The identity of the lock file: another one may have taken its place under the same name."""
+        """The inode of the lock file, which reveals that another file has replaced it under the same name."""
         try:
             return (self.path / ".lock").stat().st_ino
         except FileNotFoundError:
             return None
 
     def is_lost(self) -> bool:
-        """Whether the folder is gone, or belongs to a later run."""
+        """Whether the folder is gone or belongs to a later run."""
         return self.writes and self.inode() != self.lock_inode
 
     # ---- logs
@@ -109,7 +108,7 @@ class RunFolder:
                 file.write(json.dumps(row) + "\n")
 
     def rows(self, name: str) -> list[dict]:
-        """The rows of a .jsonl file; lines that are torn or not written by this trainer are left out."""
+        """The rows of a .jsonl file, without lines that are truncated or not written by this trainer."""
         return [row for line in self.lines(name) if (row := parsed(line, FIELDS[name]))]
 
     def lines(self, name: str) -> list[bytes]:
@@ -117,8 +116,7 @@ class RunFolder:
         return log.read_bytes().splitlines() if log.exists() else []
 
     def clean_logs(self, step: int) -> None:
-        """Drop the unreadable lines of both logs, and say so, and the lines of metrics.jsonl after the step that the
-        run resumes from."""
+        """Drop unreadable lines of both logs, with a message, and lines of metrics.jsonl after the resumed step."""
         for name in (HISTORY, METRICS) if self.writes else ():
             rows = self.rows(name)
             if dropped := len(self.lines(name)) - len(rows):
@@ -128,7 +126,7 @@ class RunFolder:
                 new.write_text("".join(kept), encoding="utf-8")
 
     def saved_weights_step(self) -> int | None:
-        """The step of the weights in the folder."""
+        """The step of the saved weights; None if unknown."""
         try:
             return weights.read_metrics(self.path / WEIGHTS / weights.METRICS)["training"]["steps"]
         except (ValueError, KeyError, TypeError):
@@ -137,7 +135,7 @@ class RunFolder:
     # ---- pictures
 
     def save_preview(self, step: int, pixels: torch.Tensor) -> None:
-        """Write the classes drawn at a step, uint8 `[12, 28, 28]`."""
+        """Write the preview of a step, one image per class, uint8 `[N, 28, 28]`."""
         (self.path / "previews").mkdir(exist_ok=True)
         with replacing(self.path / "previews" / f"{step:07d}.png") as new:
             images.sheet(pixels, columns=6, scale=4).save(new)
@@ -156,7 +154,7 @@ class RunFolder:
 
 
 def parsed(line: bytes, fields: dict) -> dict | None:
-    """The object in a line of JSON, if it has fields of these types; None for anything else."""
+    """The JSON object of a line if it has fields of these types, else None."""
     try:
         row = json.loads(line.decode())
         return row if all(isinstance(row[name], kind) for name, kind in fields.items()) else None

@@ -1,8 +1,8 @@
 """Command: train the network. `python -m training.train` is the recipe of the released weights.
 
-A run lives in `runs/NAME/`: config.json, history.jsonl (one line per start), metrics.jsonl, previews/, checkpoint.pt,
-weights/ ready to draw with, and at its end previews.gif and loss.png. With several GPUs: `torchrun --nproc_per_node=N
--m training.train`.
+A run is saved in `runs/NAME/`: config.json, history.jsonl (one line per start), metrics.jsonl, previews/,
+checkpoint.pt, weights/ for sampling, and, when it ends, previews.gif and loss.png. With several GPUs:
+`torchrun --nproc_per_node=N -m training.train`.
 """
 
 import sys

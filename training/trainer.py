@@ -24,12 +24,12 @@ from training.config import NETWORK, PRESETS, Config
 from training.objective import compiled, learning_rate, make_loss, update_ema
 from training.run_folder import CONFIG, HISTORY, KEPT, METRICS, WEIGHTS, RunFolder, quoted
 
-PREVIEWED = 60  # classes at most in a picture of them
-NONFINITE_LIMIT = 10  # steps in a row, after which a run stops
+PREVIEWED = 60  # most classes in a preview
+NONFINITE_LIMIT = 10  # consecutive steps after which a run stops
 
 
 class Trainer:
-    """One training run: its state and the loop. Subclasses train another network on another objective."""
+    """One training run: its state and the loop. Subclasses train other networks on other objectives."""
 
     config_class, presets, default_name = Config, PRESETS, ""
 
@@ -39,7 +39,7 @@ class Trainer:
             raise ValueError(f"--tensorboard needs its package: {python('-m', 'pip', 'install', 'tensorboard')}")
         self.config, self.folder, self.device = config, folder, pick(config.device)
         torch.manual_seed(config.seed)
-        # Bit-exact repeats on a CPU. Filling uninitialized memory would only cost time.
+        # Bit-exact reproducibility on a CPU. Filling uninitialized memory would only cost time.
         torch.use_deterministic_algorithms(self.device.type == "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False
 
@@ -68,12 +68,12 @@ class Trainer:
         if config.compile:
             self.loss_of = compiled(self.loss_of, self.device)
 
-    # ---- what is trained, on what
+    # ---- network, data and loss
 
     def build(self, initial: weights.Weights | None) -> None:
-        """Set the network and its sampling defaults, the batches, and the name and hash of what they come from.
+        """Set the network, its sampling defaults, the batches, and the name and hash of the training data.
 
-        Of `initial` weights for other classes, the embedding of the classes starts anew.
+        If the `initial` weights have other classes, the class embedding is reinitialized.
         """
         config = self.config
         if self.folder.holds_run():
@@ -100,7 +100,7 @@ class Trainer:
         self.sampling = SamplingConfig(guidance=config.guidance, time_shift=config.time_shift)
 
     def check_source(self) -> None:
-        """Raise ValueError where the run began with something else to learn from."""
+        """Raise ValueError if the run began with other training data."""
         self.folder.check_data(self.data, self.data_sha256)
 
     def make_loss(self, network: nn.Module) -> Callable:
@@ -109,8 +109,7 @@ class Trainer:
 
     @classmethod
     def fresh(cls, options: dict, folder: RunFolder, preset: str) -> Self:
-        """A run at its first step, from the weights of --init if given; writes nothing. Raises ValueError or
-        OSError."""
+        """A new run, from the weights of --init if given; writes nothing. Raises ValueError or OSError."""
         config = Config(**{**PRESETS[preset], **options})
         if not config.init:
             return cls(config, folder)
@@ -182,7 +181,7 @@ class Trainer:
         return norm
 
     def update(self, loss: torch.Tensor, finite: torch.Tensor) -> None:
-        """One optimizer step; where `finite` is 0, AdamW skips it on the device, without a synchronization."""
+        """One optimizer step; if `finite` is 0, AdamW skips it on the device, without a synchronization."""
         nonfinite = 1 - finite
         self.optimizer.grad_scale, self.optimizer.found_inf = None, nonfinite.float()
         for group in self.optimizer.param_groups:
@@ -195,7 +194,7 @@ class Trainer:
         self.loss_sum += torch.where(finite > 0, loss, 0)
 
     def must_stop(self) -> bool:
-        """Whether a signal came; several processes agree on it, so that all of them stop after the same step."""
+        """Whether a signal arrived; all processes agree on it, so that they stop after the same step."""
         if distributed.world_size() > 1:
             self.stopped_by = int(distributed.max_over_ranks(torch.tensor(self.stopped_by or 0))) or None
         return self.stopped_by is not None
@@ -230,7 +229,7 @@ class Trainer:
         return loss
 
     def preview(self) -> None:
-        """Save a picture of every class from the same noise, drawn by the averaged weights."""
+        """Save a preview: every class drawn from the same noise with the EMA weights."""
         if self.folder.writes:
             labels = torch.arange(min(self.network.null_label, PREVIEWED))
             *_, last = states(self.ema, labels, [self.config.seed] * len(labels), self.sampling)
@@ -258,11 +257,11 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the checkpoint, and the averaged weights ready to draw with."""
+        """Save the checkpoint, and the EMA weights for sampling."""
         if not self.folder.writes:
             return
         checkpoint.save(self.folder.path, self.state())
-        # Weights of this step may hold measurements by now; those of step 0 may be left by a start that was killed.
+        # Saved weights of this step may already have metrics; those of step 0 may come from a killed start.
         if not self.step or self.folder.saved_weights_step() != self.step:
             self.save_weights(self.folder.path / WEIGHTS)
 
@@ -270,9 +269,9 @@ class Trainer:
         weights.save(self.ema, folder, self.sampling, {"training": self.summary()})
 
     def restore(self) -> None:
-        """Return to the newest intact checkpoint of this run in the folder, and clean its logs.
+        """Restore the newest intact checkpoint of this run, and clean its logs.
 
-        Raises ValueError where there are only checkpoints of another run or other images, OSError where there is none.
+        Raises ValueError if all checkpoints are of another run or other images, OSError if there is none.
         """
         self.check_source()
         state, notice = checkpoint.load(self.folder.path, self.check_state)
@@ -280,7 +279,7 @@ class Trainer:
             distributed.print_once(notice)
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
-        # The hyperparameters are those of the configuration, the moments those of the checkpoint.
+        # Hyperparameters come from the configuration, moments from the checkpoint.
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
         for name in ("step", "seconds", "initialized_from"):
             setattr(self, name, state[name])
@@ -289,7 +288,7 @@ class Trainer:
         self.folder.clean_logs(self.step)
 
     def check_state(self, state) -> None:
-        """Raise ValueError unless this is the content of a checkpoint of this run."""
+        """Raise ValueError unless `state` is a complete checkpoint of this run."""
         own, recipe = self.state(), self.config.recipe()
         whole = isinstance(state, dict) and state.keys() == own.keys() and isinstance(state["config"], dict)
         changed = sorted(
@@ -313,7 +312,7 @@ class Trainer:
             raise ValueError(f"the checkpoint in {self.folder.path} is of another network or incomplete")
 
     def record_start(self) -> None:
-        """Record what this start of the run works with; a new run also gets its first checkpoint."""
+        """Log the commit, device, torch version and data of this start; a new run also saves its first checkpoint."""
         row = {"step": self.step, "commit": git_commit(), "device": device_name(self.device)}
         row |= {"torch": torch.__version__, "data": self.data, "data_sha256": self.data_sha256}
         self.folder.append_row(HISTORY, row)
@@ -324,7 +323,7 @@ class Trainer:
         distributed.barrier()
 
     def summary(self) -> dict:
-        """The training record saved with the weights; where the starts of a run differ, it lists all values."""
+        """The training record saved with the weights; if the starts of a run differ, it lists all values."""
         starts = self.folder.rows(HISTORY)
         return {
             "data": self.data,
@@ -354,7 +353,7 @@ def alike(found, own) -> bool:
 
 
 def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """The training set and its classes; of the processes on one machine the first downloads it if necessary."""
+    """The training set and its class names; on each machine, the first process downloads it if necessary."""
     if distributed.local_rank() > 0:
         distributed.barrier()
     loaded = data.training_set(config.data, config.data_root, config.blank_images)
@@ -364,6 +363,6 @@ def load_once(config: Config) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ..
 
 
 def device_name(device: torch.device) -> str:
-    """The device of a run, times the number of its processes."""
+    """The device of a run, with the number of processes if there are several."""
     world = distributed.world_size()
     return described(device) if world == 1 else f"{world} × {described(device)}"

@@ -1,4 +1,4 @@
-"""How fast the network is in the browser, beside Python on the same machine. `python -m tests.benchmark.browser`"""
+"""Benchmark the network in the browser against Python on the same machine. `python -m tests.benchmark.browser`"""
 
 import statistics
 import sys
@@ -18,13 +18,13 @@ from model.web import site
 from tests.server import ROOT, browser, serve_files
 
 ROUNDS = 3
-STEPS = {1: 20, 10: 5}  # digits drawn at once, and how many steps a round takes
-SUMS = 12  # independent sums of the loop below: enough to hide the latency, few enough for the registers
+STEPS = {1: 20, 10: 5}  # digits drawn at once: steps per round
+SUMS = 12  # independent sums in the loop below: enough to hide latency, few enough to fit into registers
 REPEATS = 1_000_000
 VISITS = 5
 WALKS = (1, 2, 4)  # steps
 
-# Digits a second while the point goes round in the middle of the plane for three seconds, 60 times a second.
+# Digits per second while the point circles the middle of the plane for three seconds, moving 60 times a second.
 WALK = """() => new Promise(resolve => {
     const walk = document.getElementById("stroll"), began = performance.now();
     walk.addEventListener("digit-walk", ({detail}) => resolve(detail.rate), {once: true});
@@ -36,14 +36,14 @@ WALK = """() => new Promise(resolve => {
     requestAnimationFrame(move);
 })"""
 
-# Milliseconds from the beginning of the visit until the page says that its first digit is drawn.
+# Milliseconds from the start of the visit until the page announces its first digit.
 FIRST_DIGIT = """new Promise(resolve => {
     const news = document.getElementById("news"), check = () => news.textContent && resolve(performance.now());
     new MutationObserver(check).observe(news, {childList: true});
     check();
 })"""
 
-# Milliseconds of each step but the first, which also makes the modulations.
+# Milliseconds of each step except the first, which also computes the modulations.
 DRAW = """async ([engine, digits, steps]) => {
     window.workers ??= {};
     const answer = (message, last) => new Promise((resolve, reject) => {
@@ -66,7 +66,7 @@ DRAW = """async ([engine, digits, steps]) => {
     return times.slice(1).map((time, i) => time - times[i]);
 }"""
 
-# The shortest of 100 runs of a function (repeats) → number, in milliseconds.
+# The shortest of 100 runs of `run(repeats)`, in milliseconds.
 LOOP = """async ([bytes, repeats]) => {
     const {run} = (await WebAssembly.instantiate(Uint8Array.from(bytes))).instance.exports;
     return Math.min(...Array.from({length: 100}, () => {
@@ -78,9 +78,11 @@ LOOP = """async ([bytes, repeats]) => {
 
 
 def loop(relaxed: bool) -> list[int]:
-    """A WebAssembly module whose `run(repeats)` adds a product to each of `SUMS` vectors of 4 floats, `repeats` times:
-    all in registers, so that nothing but the units that multiply and add can limit it."""
-    get, store, factor = 0x20, 0x21, SUMS + 1  # instructions on local variables; the last variable
+    """A WebAssembly module whose `run(repeats)` adds a product to each of `SUMS` vectors of 4 floats, `repeats` times.
+
+    All values stay in registers, so that only the multiply and add units limit it.
+    """
+    get, store, factor = 0x20, 0x21, SUMS + 1  # instructions for local variables; index of the last one
     multiply, add, multiply_add = [0xFD, 0xE6, 0x01], [0xFD, 0xE4, 0x01], [0xFD, 0x85, 0x02]
     body = [1, SUMS + 1, 0x7B]  # the variables 1 to SUMS + 1 are vectors
     body += [get, 0, 0xB2, 0xFD, 0x13, store, factor]  # repeats, four times as a float
@@ -89,7 +91,7 @@ def loop(relaxed: bool) -> list[int]:
         factors = [get, factor, get, factor]
         body += [*factors, get, i, *multiply_add] if relaxed else [get, i, *factors, *multiply, *add]
         body += [store, i]
-    body += [get, 0, 0x41, 1, 0x6B, 0x22, 0, 0x0D, 0, 0x0B]  # again unless --repeats is 0; end
+    body += [get, 0, 0x41, 1, 0x6B, 0x22, 0, 0x0D, 0, 0x0B]  # decrement repeats, loop unless 0; end
     body += [get, 1]
     for i in range(2, SUMS + 1):
         body += [get, i, *add]
@@ -97,7 +99,7 @@ def loop(relaxed: bool) -> list[int]:
     return [
         *b"\0asm\1\0\0\0",
         *section(1, [1, 0x60, 1, 0x7F, 1, 0x7D]),  # a type: i32 → f32
-        *section(3, [1, 0]),  # a function of it
+        *section(3, [1, 0]),  # a function of this type
         *section(7, [1, 3, *b"run", 0, 0]),  # its name
         *section(10, [1, *length(body), *body]),
     ]
@@ -119,11 +121,11 @@ def in_python(network, digits: int, steps: int) -> list[float]:
     times = []
     for _ in states(network, labels, labels.tolist(), SamplingConfig(steps + 1, 1, 1)):
         times.append(1000 * time.perf_counter())
-    return [after - before for before, after in pairwise(times[:-1])]  # the last state takes no call
+    return [after - before for before, after in pairwise(times[:-1])]  # the last state needs no call
 
 
 def first_digit(chromium, address: str) -> float:
-    """Seconds from opening the static page, in a browser that has kept nothing of it, to its first finished digit."""
+    """Seconds from opening the static page, with an empty cache, to its first finished digit."""
     context = chromium.new_context()
     page = context.new_page()
     page.goto(address, wait_until="commit")
@@ -134,13 +136,13 @@ def first_digit(chromium, address: str) -> float:
 
 
 def walk(chromium, address: str) -> dict[int, float]:
-    """Digits a second on the walk of the static page at this address, by the steps of a digit."""
+    """Digits per second on the walk of the static page at `address`, by steps per digit."""
     rates = {}
     for steps in WALKS:
         page = chromium.new_page()
         page.goto(f"{address}/?steps={steps}&walk=0.5,0.5")
         page.wait_for_selector("#news:not(:empty)")
-        page.evaluate(WALK)  # the second engine may have been late
+        page.evaluate(WALK)  # warm-up: the second engine may start late
         rates[steps] = page.evaluate(WALK)
         page.close()
     return rates
@@ -156,7 +158,7 @@ def main() -> int:
     with browser() as chromium, serve_files(ROOT) as address:
         page = chromium.new_page()
         page.goto(f"{address}/model/web/flow.js")  # any file: a script may then load the others
-        for _ in range(ROUNDS):  # in turn, so that a slow minute of the machine affects all of them
+        for _ in range(ROUNDS):  # interleaved, so that slow phases of the machine affect all variants
             for digits, steps in STEPS.items():
                 for engine in engines:
                     taken[engine, digits] += page.evaluate(DRAW, [engine, digits, steps])

@@ -1,4 +1,4 @@
-"""What each optimization of drawing on a CPU is worth, removed one at a time. `python -m tests.benchmark.drawing`"""
+"""Ablate the optimizations of sampling on a CPU, one at a time. `python -m tests.benchmark.drawing`"""
 
 import sys
 import time
@@ -79,7 +79,7 @@ def main() -> int:
     ways = {name: (fast, 2, patches) for name, patches in REMOVED.items()}
     ways |= {"bfloat16": (exact, 2, []), "the second thread": (fast, 1, [])}
     best = defaultdict(lambda: float("inf"))
-    for round in range(ROUNDS):  # in turn, so that a slow minute of the machine affects all of them
+    for round in range(ROUNDS):  # interleaved, so that slow phases of the machine affect all variants
         for name, (network, threads, patches) in ways.items():
             torch.set_num_threads(threads)
             with ExitStack() as stack:

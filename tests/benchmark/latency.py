@@ -1,4 +1,4 @@
-"""How long a visitor waits, measured in the browser, and why. `python -m tests.benchmark.latency`"""
+"""Measure a visitor's latency in the browser and its causes. `python -m tests.benchmark.latency`"""
 
 import statistics
 import subprocess
@@ -31,7 +31,7 @@ studio = app.Studio(loaded); lap("draw the first digit")
 app.build(studio); lap("build the page")
 """
 
-# Click a class and wait for another film: milliseconds between the two.
+# Milliseconds from a click on a class to the next film.
 CHANGE = """label => new Promise(done => {
     const element = document.querySelector("#film"), before = element.film, started = performance.now();
     const look = () => {
@@ -44,7 +44,7 @@ CHANGE = """label => new Promise(done => {
 
 
 def changes(page, count: int) -> list[float]:
-    """The milliseconds of so many changes of the class, sorted."""
+    """The sorted times of `count` class changes, in milliseconds."""
     waits = []
     for change in range(count):
         waits.append(page.evaluate(CHANGE, (change + 1) % 10))
@@ -53,7 +53,7 @@ def changes(page, count: int) -> list[float]:
 
 
 def drawing() -> float:
-    """The milliseconds that Python takes for the drawing alone."""
+    """The median time of sampling alone in Python, in milliseconds."""
     loaded, times = weights.load(device=pick()), []
     config = replace(loaded.sampling, steps=8)
     for label in range(10):

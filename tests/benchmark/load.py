@@ -1,4 +1,4 @@
-"""What the page holds in memory after rounds of visitors, floods and rests. `python -m tests.benchmark.load`"""
+"""Measure the server's memory after rounds of visitors, floods and rests. `python -m tests.benchmark.load`"""
 
 import argparse
 import asyncio
@@ -14,7 +14,7 @@ from tests.server import memory_of, serve
 
 
 async def visit(url: str, calls: int, chance: random.Random) -> None:
-    """A visitor who draws single digits, and every fifth time a sheet of twenty."""
+    """A visitor who draws single digits and, every fifth time, a sheet of twenty."""
     async with httpx.AsyncClient(timeout=600) as http:
         for call in range(calls):
             seed = chance.randrange(10**6)
@@ -25,7 +25,7 @@ async def visit(url: str, calls: int, chance: random.Random) -> None:
 
 
 async def flood(url: str, count: int) -> int:
-    """So many calls at once, to none of which anybody listens; the number that was taken into the queue."""
+    """Send `count` calls at once without reading their results; returns how many the queue accepted."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=600, limits=limits) as http:
         calls = [http.post(f"{url}/gradio_api/call/sheet", json={"data": ["0-9", 20, 1, 2, 1.0]}) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The pictures of the page: in the README, beside a link to it, and how it looks elsewhere.
+"""Screenshots of the page, for the README, for link previews and of other views.
 `python -m tests.benchmark.screenshot`"""
 
 import base64
@@ -33,7 +33,7 @@ CARD = """<body style="margin: 0; width: 1200px; height: 630px; display: grid; p
 
 
 def card(page) -> None:
-    """The picture beside a link: a digit that comes out of the noise."""
+    """The link preview: a digit emerging from noise."""
     loaded = weights.load()
     film = draw_film(loaded.network_for(loaded.sampling.steps), torch.tensor([7]), [67], loaded.sampling)
     shown = ""
@@ -47,7 +47,7 @@ def card(page) -> None:
 
 
 def look(page, tab: str) -> None:
-    """Open a tab and wait until everything in sight is drawn."""
+    """Open a tab and wait until everything visible is drawn."""
     page.wait_for_selector("digit-film canvas")
     page.get_by_role("tab", name=tab).click()
     if tab == "Numbers":
@@ -60,7 +60,7 @@ def look(page, tab: str) -> None:
     if tab == "Why it works":
         page.wait_for_selector("digit-steps canvas >> nth=11")
     page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(3000)  # everything has played
+    page.wait_for_timeout(3000)  # all animations have ended
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""One double of the Hub, one process that talks to it and one copy of the repository for all of these tests."""
+"""Shared fixtures: a fake Hub, a process that talks to it, and a copy of the repository."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def worker(house, hub, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _clean(hub, worker):
-    """Empty the double after each test, once no thread of the process waits for it any more."""
+    """Empty the double after each test, once no thread of the process is waiting for it."""
     yield
     hub.reset()
     worker.settle()

@@ -1,4 +1,4 @@
-"""A Hub on loopback: what the unmodified client needs to create, upload and download, with faults on request.
+"""A fake Hub on loopback: everything the unmodified client needs to create, upload and download, with optional faults.
 
 Errors carry the headers of the real Hub (`X-Error-Code`, `X-Error-Message`), which the client turns into exceptions.
 """
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 USER = "me"
-TOKENS = {"hf_writer": "write", "hf_reader": "read"}  # no such token exists anywhere else
+TOKENS = {"hf_writer": "write", "hf_reader": "read"}  # not real tokens
 NEEDED = {
     "model": {"license"},
     "space": {"title", "emoji", "colorFrom", "colorTo", "sdk", "app_file"},
@@ -25,7 +25,7 @@ NEEDED_BY_SDK = {"gradio": {"sdk_version", "python_version"}}
 
 
 class Refusal(Exception):
-    """An answer that is an error."""
+    """An error response."""
 
     def __init__(self, status: int, message: str = "", code: str = "", **headers: str):
         self.status = status
@@ -43,7 +43,7 @@ def commit_hash(parent: str, files: dict[str, bytes]) -> str:
 
 @dataclass
 class Repository:
-    """A repository as its commits, each a whole tree of files; `refs` names some of them."""
+    """A repository as commits, each a complete file tree; `refs` names some of them."""
 
     private: bool = False
     gated: bool = False
@@ -52,7 +52,7 @@ class Repository:
     variables: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
-    damage: dict[str, bytes] = field(default_factory=dict)  # what is sent in place of a file, by name
+    damage: dict[str, bytes] = field(default_factory=dict)  # content sent instead of a file, by name
 
     def __post_init__(self):
         self.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
@@ -76,9 +76,9 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What happens to the first `times` requests whose `METHOD path` matches.
+    """A fault for the first `times` requests whose `METHOD path` matches.
 
-    `action` is "hang", "cut" (close without an answer), "short" (cut in the middle of the body), or a refusal.
+    `action` is "hang", "cut" (close without a response), "short" (cut in the middle of the body), or a refusal.
     """
 
     pattern: str
@@ -87,11 +87,11 @@ class Fault:
 
 
 class Double:
-    """The server, in a thread of its own, as a context; `log` holds each request as `METHOD path`."""
+    """The server, as a context manager, in a separate thread; `log` holds each request as `METHOD path`."""
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
-        self.objects: dict[str, bytes] = {}  # what was uploaded by LFS, by sha256
+        self.objects: dict[str, bytes] = {}  # LFS uploads, by sha256
         self.faults: list[Fault] = []
         self.log: list[str] = []
         self.lock = threading.Lock()
@@ -110,7 +110,7 @@ class Double:
         self.server.server_close()
 
     def reset(self) -> None:
-        """Remove everything, and let go of the requests that hang."""
+        """Remove everything and release hanging requests."""
         self.faults = []
         self.repositories.clear()
         self.objects.clear()
@@ -118,7 +118,7 @@ class Double:
         released.set()
 
     def model(self, name: str, files: dict[str, bytes], **about) -> Repository:
-        """Put a model repository there, as if it had been published before."""
+        """Add a model repository, as if it had been published before."""
         self.repositories["model", name] = repository = Repository(**about)
         repository.commit("main", files)
         return repository
@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
     def say(self, data, status: int = 200):
         self.answer(status, json.dumps(data).encode(), {"Content-Type": "application/json"})
 
-    # ---- who asks, and for what
+    # ---- permissions
 
     def role(self) -> str:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             raise no_repository() if role else Refusal(401, "Invalid username or password.", "RepoNotFound")
         return found
 
-    # ---- the protocol, in the order in which an upload goes
+    # ---- the protocol, in the order of an upload
 
     def create(self):
         asked = json.loads(self.body)

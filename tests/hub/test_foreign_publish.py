@@ -1,4 +1,4 @@
-"""Publishing sends regular, expected files, from any locale, and shows no secret."""
+"""Publishing sends only regular, expected files, in any locale, and never shows secrets."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def secret(tmp_path):
 def test_links_are_not_sent_with_weights(worker, tmp_path, secret):
     folder = save_weights(tmp_path / "weights", 0)
     (folder / "samples.png").symlink_to(secret)
-    (folder / "private.png").write_text(SECRET, encoding="utf-8")  # no picture of the card
+    (folder / "private.png").write_text(SECRET, encoding="utf-8")  # not a picture of the model card
     outcome = worker.command("training.publish", "weights", "me/tiny", "--from", folder, "--dry-run")
     assert names(outcome) == {"README.md", "config.json", "metrics.json", "model.safetensors", "sampling.json"}
     assert "Not sent" in outcome.err
@@ -52,7 +52,7 @@ def test_links_are_not_sent_with_weights(worker, tmp_path, secret):
 
 @pytest.fixture
 def repository(house, tmp_path):
-    """A copy of the house in which git tracks what it should."""
+    """A copy of the house as a git repository that tracks the files to publish."""
     copy = shutil.copytree(house, tmp_path / "repository")
     for arguments in (
         ["init", "-q"],
@@ -90,7 +90,7 @@ def test_credentials_of_the_endpoint_are_never_shown(house, hub, tmp_path, capfd
                 outcome = own.command(*arguments, hurry=True)
                 assert outcome.status == 2
                 assert "verysecret" not in outcome.out + outcome.err
-    captured = capfd.readouterr()  # also what the client logs
+    captured = capfd.readouterr()  # includes the client's log
     assert "verysecret" not in captured.out + captured.err
 
 
@@ -101,7 +101,7 @@ def test_a_typographic_token_is_named(worker, hub):
 
 
 def test_the_locale_does_not_matter(house, hub, tmp_path):
-    """With the encoding of the C locale, in place of CP1252, which no Linux has: neither can decode the card."""
+    """Uses the encoding of the C locale in place of CP1252, which Linux lacks: neither can decode the card."""
     variables = {"PYTHONPATH": str(house), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     folder = shutil.copytree(house / "weights", tmp_path / "weights")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n“÷” ✏️\n", encoding="utf-8")

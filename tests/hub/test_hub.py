@@ -1,4 +1,4 @@
-"""Loading from the Hub: the unmodified client in processes of its own, against the double and olah, a real mirror."""
+"""Loading from the Hub: the unmodified client, in separate processes, against the double and olah, a real mirror."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from tests.hub.worker import Worker, assert_sentence, environment, page, save_ma
 from tests.server import close, wait_until
 
 OLAH = "olah==0.5.4"
-NOWHERE = "http://127.0.0.1:9"  # a port that is closed
+NOWHERE = "http://127.0.0.1:9"  # a closed port
 GENERATE = "python -m model.generate"
 IMPATIENT = {"model.hub.DECISION_SECONDS": 1.0}
 DRAW = """
@@ -38,7 +38,7 @@ print(json.dumps([found.source, found.notice, asdict(found.sampling), picture]))
 
 
 class Drawn(NamedTuple):
-    """Loaded weights and the hash of the picture that they draw."""
+    """Loaded weights and the hash of the picture they draw."""
 
     source: str
     notice: str
@@ -48,7 +48,7 @@ class Drawn(NamedTuple):
 
 @pytest.fixture
 def name(request):
-    """A repository of the test's own, so that nothing of it is in the cache."""
+    """A repository name unique to the test, so that nothing of it is cached."""
     return "me/" + re.sub(r"\W+", "-", request.node.name)[-60:].strip("-_")
 
 
@@ -57,14 +57,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def draw(worker, where, load: str = "load", limits=None) -> Drawn:
-    """What `weights.load` finds there."""
+    """Load the weights at `where` and draw with them."""
     outcome = worker.run(DRAW.format(load=load, where=str(where)), limits=limits)
     assert outcome.status == 0, outcome.err
     return Drawn(*json.loads(outcome.out))
 
 
 def seven(folder: Path) -> list[list[int]]:
-    """What the page's `/draw` returns for a 7 and seed 5 with the weights in a folder."""
+    """The expected result of the page's `/draw` for a 7 with seed 5 and the weights in a folder."""
     loaded = weights.read(folder)
     return next(sampling.draw(loaded.network, torch.tensor([7]), 5, loaded.sampling))[0].tolist()
 
@@ -75,7 +75,7 @@ def generate(worker, where, **settings):
     return worker.command("model.generate", "--weights", where, *few, **settings)
 
 
-# ---- what works
+# ---- successful loads
 
 
 def test_a_teacher_is_asked_for_beside_flow_maps_only(worker, hub, name, folders, tmp_path):
@@ -120,7 +120,7 @@ def test_a_moved_branch_is_picked_up_and_an_old_commit_stays(worker, hub, name, 
     assert second.picture == draw(worker, folders[1]).picture != first.picture
     hub.log.clear()
     assert draw(worker, f"{name}@{old}") == first
-    assert hub.log == []  # a whole commit in the cache takes no request
+    assert hub.log == []  # a fully cached commit needs no request
 
 
 @pytest.mark.parametrize("revision", ["next", "refs/pr/1"])
@@ -132,7 +132,7 @@ def test_branches_and_pull_requests(worker, hub, name, folders, revision):
 
 
 def older(folder: Path, **defaults: float) -> dict[str, bytes]:
-    """The same weights as they were published before there was a sampling.json, with `defaults` in config.json."""
+    """The same weights in the format before sampling.json, with `defaults` in config.json."""
     old = files(folder)
     del old["sampling.json"]
     old["config.json"] = json.dumps({**json.loads(old["config.json"]), **defaults}).encode()
@@ -153,7 +153,7 @@ def test_sampling_defaults_of_an_older_repository_come_from_config_json(worker, 
     assert drawn.sampling == {"steps": 20, "guidance": 3.5, "time_shift": 1.25}
     assert "GET " + f"/{name}/resolve/{drawn.source.partition('@')[2]}/model.safetensors" in hub.log
     hub.faults = [Fault(".*", "hang")]
-    for where in (name, drawn.source):  # from the cache, which does not hold a sampling.json
+    for where in (name, drawn.source):  # from the cache, which has no sampling.json
         assert draw(worker, where, limits=IMPATIENT) == drawn
 
 
@@ -179,7 +179,7 @@ def test_a_warm_cache_draws_without_the_hub(worker, hub, name, folders):
     for fault in UNREACHABLE:
         hub.faults, hub.log[:] = [UNREACHABLE[fault]], []
         assert draw(worker, name, limits=IMPATIENT) == before, fault
-        assert hub.log, fault  # the Hub was asked first
+        assert hub.log, fault  # a request was sent first
 
 
 def test_the_hub_is_believed_before_the_cache(worker, hub, name, folders):
@@ -195,7 +195,7 @@ def test_a_private_repository_opens_with_a_token(worker, hub, name, folders):
     assert generate(worker, name).status == 0
 
 
-# ---- what does not
+# ---- failed loads
 
 
 def whole(**about):
@@ -232,7 +232,7 @@ def faulty(pattern, action):
     return put
 
 
-# what is on the Hub, what follows the name, the token, what the sentence says
+# content of the Hub, suffix of the name, token, expected message
 COLD = {
     "missing": (nothing, "", "hf_writer", "there is no such repository, or it is private; check the name"),
     "missing, without a token": (nothing, "", "", "there is no such repository, or it is private; check the name"),
@@ -269,7 +269,7 @@ def test_a_hub_that_does_not_answer_is_given_up(worker, hub, name, folders):
 def test_a_hub_that_does_not_answer_for_the_first_file_is_given_up(worker, hub, name, folders):
     faulty("HEAD", "hang")(hub, name, folders[0])
     assert_sentence(generate(worker, name, limits=IMPATIENT), GENERATE, "no answer within 1 s")
-    assert len(hub.log) == 2  # the commit and the file, once each: given up before the client itself tries again
+    assert len(hub.log) == 2  # the commit and the file, once each: no retry by the client
 
 
 def test_a_damaged_download_is_not_kept(worker, hub, name, folders):
@@ -280,7 +280,7 @@ def test_a_damaged_download_is_not_kept(worker, hub, name, folders):
 
 
 def downloads(hub) -> int:
-    """How often the tensors were asked for."""
+    """How often the tensors were requested."""
     return len([line for line in hub.log if re.fullmatch("GET .*safetensors", line)])
 
 
@@ -305,7 +305,7 @@ def test_a_name_of_neither_kind_is_refused_without_a_request(worker, hub, where)
 
 
 def test_the_bundled_weights_stand_in_with_the_reason(worker, hub, name, house):
-    """The notice, which visitors read, says no more than what is missing; the reason is in the log."""
+    """The notice for visitors only names the missing weights; the reason is in the log."""
     bundled = draw(worker, house / "weights")
     notice = f"Drawn with the bundled weights, because {name} could not be loaded."
     assert draw(worker, name, load="load_or_bundled") == bundled._replace(source="bundled", notice=notice)
@@ -317,7 +317,7 @@ def test_the_bundled_weights_stand_in_with_the_reason(worker, hub, name, house):
 
 
 def alone(house, home: Path, *command: str, **variables: str) -> subprocess.Popen:
-    """A command in a process of its own, with a cache of its own and no Hub to reach."""
+    """A command in a separate process, with a separate cache and no reachable Hub."""
     variables = environment(NOWHERE, home, PYTHONPATH=str(house), **variables)
     command = [sys.executable, *command]
     return subprocess.Popen(
@@ -349,7 +349,7 @@ def test_without_a_network_the_page_stands_in_or_refuses(house, tmp_path):
 
 @pytest.fixture(scope="module")
 def olah_python(request):
-    """A Python with olah, in an environment that is made once and kept in pytest's cache."""
+    """A Python with olah, in an environment that is created once and kept in pytest's cache."""
     home = request.config.cache.mkdir("olah")
     python = home / OLAH / "bin" / "python"
     if not (home / OLAH / "ready").exists():
@@ -365,7 +365,7 @@ def olah_python(request):
 
 @pytest.fixture(scope="module")
 def olah(olah_python, folders, tmp_path_factory):
-    """The mirror with one model, `me/tiny`: yields its address and the commit."""
+    """A mirror with one model, `me/tiny`; yields its address and the commit."""
     home = tmp_path_factory.mktemp("olah")
     model = home / "mirrors" / "models" / "me" / "tiny"
     shutil.copytree(folders[0], model)

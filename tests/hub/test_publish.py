@@ -1,4 +1,4 @@
-"""Publishing: the unmodified client of the Hub against the double, over HTTP, from a process of its own."""
+"""Publishing: the unmodified Hub client against the double, over HTTP, from a separate process."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def publish(worker, *arguments, **settings):
 
 
 def published(hub, name: str, kind: str = "model", ref: str = "main") -> dict[str, bytes]:
-    """The files at the end of a branch, without the one that the Hub itself puts there."""
+    """The files at the head of a branch, without the one that the Hub itself adds."""
     repository = hub.repositories[kind, name]
     tree = repository.commits[repository.refs[ref]]
     return {path: content for path, content in tree.items() if path != ".gitattributes"}
@@ -43,7 +43,7 @@ def test_weights_are_sent_as_they_are(worker, hub, house):
     commit = hub.repositories["model", "me/tiny"].refs["main"]
     assert f"{hub.address}/me/tiny: now at commit {commit}\n" in outcome.out
     assert re.search(rf"Draw with it: \S*python\S* app\.py --weights me/tiny@{commit}\n$", outcome.out)
-    card = sent["README.md"].decode()  # written on the way, as the folder has none
+    card = sent["README.md"].decode()  # generated, since the folder has none
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert "--weights me/tiny" in card
 
@@ -67,7 +67,7 @@ def test_a_dry_run_makes_no_request(worker, hub):
 def test_a_branch_is_made_and_main_stays(worker, hub, folders):
     publish(worker, "weights", "me/tiny")
     before = hub.repositories["model", "me/tiny"].refs["main"]
-    for other in folders:  # the branch is made for the first, and exists for the second
+    for other in folders:  # the first creates the branch, the second finds it
         outcome = publish(worker, "weights", "me/tiny", "--from", other, "--branch", "next")
         assert (outcome.status, outcome.err) == (0, "")
     refs = hub.repositories["model", "me/tiny"].refs
@@ -87,12 +87,12 @@ def test_a_pull_request_leaves_main_alone(worker, hub, house):
 def test_a_private_repository_stays_private(worker, hub):
     assert publish(worker, "weights", "me/secret", "--private").status == 0
     assert hub.repositories["model", "me/secret"].private
-    assert publish(worker, "weights", "me/secret").status == 0  # the second time without the flag changes nothing
+    assert publish(worker, "weights", "me/secret").status == 0  # repeating without the flag changes nothing
     assert hub.repositories["model", "me/secret"].private
 
 
 def test_what_was_trained_and_published_draws_the_same_picture(worker, hub, house):
-    """Train a little, publish, load in both ways, draw: not one pixel differs."""
+    """Train briefly, publish, load in both ways and draw: all pixels are equal."""
     code = """
 import torch
 from training import data, train
@@ -120,7 +120,7 @@ print(json.dumps([[torch.equal(pixels, drawn[0]) for pixels in drawn], len(drawn
 
 
 def test_a_flow_map_goes_up_with_its_teacher_and_comes_back_with_it(worker, hub, tmp_path):
-    """Sent as one commit, kept in the cache, preloaded by a Space, and not left behind by the next map."""
+    """Sent as one commit, cached, preloaded by a Space, and removed by the next map without a teacher."""
     folder = save_map(tmp_path / "map", 0)
     assert publish(worker, "weights", "me/map", "--from", folder).status == 0
     names = {"config.json", "metrics.json", "model.safetensors", "sampling.json"}
@@ -145,7 +145,7 @@ def test_a_flow_map_goes_up_with_its_teacher_and_comes_back_with_it(worker, hub,
     assert worker.run(there).out == "None\n"
 
 
-# ---- what is not published, because of the folder
+# ---- rejected because of the folder
 
 
 def flip(folder):
@@ -162,7 +162,7 @@ def edit(folder, change):
 
 
 def overflow(network):
-    """Finite weights that draw infinity: their products overflow."""
+    """Set finite weights whose products overflow, so that the drawn images are infinite."""
     for parameter in network.parameters():
         parameter.data.fill_(60_000.0)
 
@@ -223,7 +223,7 @@ def test_a_card_with_other_figures_is_refused(worker, hub, tmp_path):
     assert hub.log == []
 
 
-# ---- what is not published, because of the Hub or the way to it
+# ---- rejected because of the Hub or the connection
 
 
 def limit(seconds: int) -> Refusal:
@@ -233,7 +233,7 @@ def limit(seconds: int) -> Refusal:
 WEIGHTS, SPACE = ("weights", "me/tiny"), ("space", "me/page", "--weights", "me/there")
 COMMIT, CREATE, ASK = r"POST .*/commit/", r"POST /api/repos/create", r"GET /api/models/me/tiny"
 RATE = Refusal(429, "", RateLimit='"api";r=0;t=55')
-# what is asked, the token, what the Hub does, what the sentence says
+# arguments, token, faults of the Hub, expected message
 FAULTS = {
     "no token": (WEIGHTS, "", [], "there is no token"),
     "unknown token": (WEIGHTS, "hf_stranger", [], "the token is not valid"),
@@ -279,7 +279,7 @@ LIMITS = {"model.hub.DECISION_SECONDS": 1.0, "training.release.upload.UPLOAD_SEC
 
 
 def nothing_is_published(hub) -> bool:
-    """Whether every repository is empty, except the one of `there`."""
+    """Whether all repositories except that of `there` are empty."""
     new = [repository for name, repository in hub.repositories.items() if name != ("model", "me/there")]
     return all(set(tree) == {".gitattributes"} for repository in new for tree in repository.commits.values())
 
@@ -319,7 +319,7 @@ def test_after_a_lost_answer_the_second_push_finds_everything_there(worker, hub)
 
 
 def there(hub, folder, name: str = "me/there"):
-    """Weights that are published already; others than the bundled ones."""
+    """Weights already on the Hub, different from the bundled ones."""
     return hub.model(name, {path.name: path.read_bytes() for path in folder.iterdir()})
 
 

@@ -1,6 +1,6 @@
-"""A process that runs Python on request, as the client reads `HF_ENDPOINT` and `HF_HOME` when it is imported.
+"""A process that runs Python on request, since the client reads `HF_ENDPOINT` and `HF_HOME` when it is imported.
 
-Also the folder it runs in: a copy of this repository with small weights, and files beside them that must never be sent.
+Also its working folder: a copy of this repository with small weights, and files that must never be sent.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ PLANTED = (
     "weights/.token.png",
     "weights/old/model.safetensors",
 )
-HANGS_AFTER = 300  # seconds; a job that takes longer never ends
+HANGS_AFTER = 300  # seconds; a longer job counts as hung
 
 
 def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
-    """The variables of a process that talks to `endpoint` alone, with a cache of its own and a token of the double."""
+    """The environment of a process that only talks to `endpoint`, with a separate cache and a token of the double."""
     ours = re.compile("HF_|WEIGHTS$|PYTHONPATH$|.*PROXY$", re.IGNORECASE)
     return {name: value for name, value in os.environ.items() if not ours.match(name)} | {
         "HF_ENDPOINT": endpoint,
@@ -52,7 +52,7 @@ def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "OMP_NUM_THREADS": "1",  # so small a network is slower in several threads
+        "OMP_NUM_THREADS": "1",  # such a small network is slower with several threads
         **more,
     }
 
@@ -76,7 +76,7 @@ def build(house: Path) -> Path:
 
 
 def save_weights(folder: Path, seed: int, spoil=None) -> Path:
-    """A folder with small random weights and sampling defaults of its own; `spoil(network)` may change them first."""
+    """Save small random weights with custom sampling defaults; `spoil(network)` may change the weights first."""
     import torch
 
     from model import weights
@@ -95,7 +95,7 @@ def save_weights(folder: Path, seed: int, spoil=None) -> Path:
 
 
 def save_map(folder: Path, seed: int) -> Path:
-    """A folder with a small random flow map, and in it the teacher that it starts from."""
+    """Save a small random flow map together with its teacher."""
     from model import weights
     from model.flow_map import FlowMap
 
@@ -106,7 +106,7 @@ def save_map(folder: Path, seed: int) -> Path:
 
 @dataclass
 class Outcome:
-    """The exit status of a piece of Python, and what it wrote."""
+    """The exit status and output of a piece of Python."""
 
     status: int
     out: str
@@ -114,7 +114,7 @@ class Outcome:
 
 
 def assert_sentence(outcome: Outcome | subprocess.CompletedProcess, program: str, words: str) -> None:
-    """The command ended with status 2 and one line that holds `words`."""
+    """Assert that the command ended with status 2 and one line with `words`."""
     status, err = (
         (outcome.status, outcome.err) if isinstance(outcome, Outcome) else (outcome.returncode, outcome.stderr)
     )
@@ -123,7 +123,7 @@ def assert_sentence(outcome: Outcome | subprocess.CompletedProcess, program: str
 
 
 class Worker:
-    """The parent's end, a context."""
+    """The parent's end, a context manager."""
 
     def __init__(self, house: Path, **variables: str):
         self.house, self.variables = house, variables
@@ -143,7 +143,7 @@ class Worker:
     def run(self, code: str, limits: dict[str, float] | None = None, hurry: bool = False, **variables: str) -> Outcome:
         """Run a piece of Python with environment variables.
 
-        `limits` replaces numbers such as `model.hub.DECISION_SECONDS` meanwhile; in a `hurry` retries come at once.
+        `limits` temporarily replaces numbers such as `model.hub.DECISION_SECONDS`; with `hurry`, retries do not wait.
         """
         watchdog = threading.Timer(HANGS_AFTER, self.process.kill)
         watchdog.start()
@@ -155,19 +155,19 @@ class Worker:
         return Outcome(**json.loads(answer))
 
     def command(self, module: str, *arguments: str, **settings) -> Outcome:
-        """`python -m module arguments`, without a new process."""
+        """Run `python -m module arguments` without a new process."""
         arguments = [str(argument) for argument in arguments]
         return self.run(f"import sys; from {module} import main; sys.exit(main({arguments!r}))", **settings)
 
     def settle(self) -> None:
-        """Wait for the threads that an earlier job left behind with a request."""
+        """Wait for threads of earlier jobs that still have a request."""
         code = "import threading; [t.join(60) for t in threading.enumerate() if t.name.endswith('(run)')]"
         assert self.run(code).status == 0
 
 
 @contextlib.contextmanager
 def page(folder: Path, *arguments: str, **variables: str):
-    """The page, started in `folder`; yields a client of it."""
+    """Start the page in `folder`; yields a client for it."""
     from gradio_client import Client
 
     from tests.server import serve
@@ -177,7 +177,7 @@ def page(folder: Path, *arguments: str, **variables: str):
 
 
 def work():
-    """The child's end: one job a line, one outcome a line."""
+    """The child's end: one job and one outcome per line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

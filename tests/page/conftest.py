@@ -1,4 +1,4 @@
-"""A visitor of the page, and what the page has to show."""
+"""A visitor of the page, and the expected digits."""
 
 import base64
 import re
@@ -18,11 +18,11 @@ def bundled() -> weights.Weights:
     return weights.load()
 
 
-SEED, STEPS = studio.START["seed"], weights.read(weights.BUNDLED).sampling.steps  # what the page opens with
+SEED, STEPS = studio.START["seed"], weights.read(weights.BUNDLED).sampling.steps  # the page's initial settings
 
 
 def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
-    """What the page has to show, drawn here; the guidance is the weights' own unless given."""
+    """The digit that the page should show; the guidance defaults to that of the weights."""
     sampling = replace(bundled.sampling, steps=steps)
     sampling = sampling if guidance is None else replace(sampling, guidance=guidance)
     film = draw_film(bundled.network_for(sampling.steps), torch.tensor([label]), [seed], sampling)
@@ -38,7 +38,7 @@ RGBA = """canvas => {
 
 
 def rgba(canvas) -> np.ndarray:
-    """What is painted on a canvas: uint8 `[height, width, 4]`."""
+    """The pixels of a canvas, uint8 `[height, width, 4]`."""
     width, data = canvas.evaluate(RGBA)
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(-1, width, 4)
 
@@ -48,7 +48,7 @@ FILM = "document.querySelector('#film')"
 
 
 class Visit:
-    """A visitor's page: what it shows, and what it has asked the server for."""
+    """A visitor's page, with the requests that it has sent."""
 
     def __init__(self, context, url: str):
         self.page, self.errors, self.asked = context.new_page(), [], []
@@ -60,12 +60,12 @@ class Visit:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until nothing is on its way any more."""
+        """Wait until the network is idle."""
         self.page.wait_for_load_state("networkidle")
         self.page.wait_for_timeout(300)
 
     def shows(self, digit, seed=SEED, steps=STEPS) -> np.ndarray:
-        """Wait for the film of a digit: its last picture, as it is seen once it has played."""
+        """Wait until the film of a digit has played; returns its last picture."""
         self.page.wait_for_function(
             f"""([digit, seed, steps]) => {{
                 const {{film, index, large}} = {FILM};
@@ -77,11 +77,11 @@ class Visit:
         return self.pixels()
 
     def pixels(self, canvas: str = "#film .digits-large") -> np.ndarray:
-        """What is painted on a canvas, 28 x 28."""
+        """The pixels of a canvas, 28 x 28."""
         return rgba(self.page.locator(canvas).first)[..., 0].astype(int)
 
     def until(self, condition: str) -> None:
-        """Wait until JavaScript in which `$` and `$$` look for elements is true."""
+        """Wait until a JavaScript condition is true; in it, `$` and `$$` are querySelector and querySelectorAll."""
         find = "const $ = name => document.querySelector(name), $$ = name => document.querySelectorAll(name)"
         self.page.wait_for_function(f"() => {{ {find}; return {condition}; }}")
 
@@ -98,7 +98,7 @@ class Visit:
         self.page.get_by_role("tab", name=tab).click()
 
     def more(self) -> None:
-        """Open the part of the controls that is closed at first."""
+        """Open the controls that are collapsed at first."""
         self.page.locator("#panel summary").click()
 
     def save(self, button) -> object:
@@ -107,7 +107,7 @@ class Visit:
         return waiting.value
 
 
-# ---- elements on a page of their own
+# ---- elements on a separate page
 
 PROPERTIES = {"digit-sheet": "sheet", "digit-steps": "steps", "digit-paths": "paths"}  # of the others: film
 PUT = """elements => {
@@ -130,24 +130,24 @@ def encoded(array: np.ndarray) -> str:
 
 
 def element(tag: str, value: dict | None = None, name: str = "shown") -> dict:
-    """An element of that id and what it shows, for `put`."""
+    """An element with the id `name` and its content, for `put`."""
     ready = {key: encoded(part) if isinstance(part, np.ndarray) else part for key, part in (value or {}).items()}
     return {"tag": tag, "id": name, "property": PROPERTIES.get(tag, "film"), "value": ready or None}
 
 
 def put(page, *elements: dict) -> None:
-    """Replace what the page shows."""
+    """Replace the elements of the page."""
     page.evaluate(PUT, list(elements))
 
 
 def give(page, tag: str, value: dict) -> None:
-    """Give the element that is shown something else to show."""
+    """Replace the content of the element `#shown`."""
     page.evaluate("element => give(document.querySelector('#shown'), element)", element(tag, value))
 
 
 @pytest.fixture
 def visit(chromium, page_url):
-    """Opens the page as fresh visitors, who see no script error; for the options see Playwright's `new_context`."""
+    """Opens the page as new visitors and fails on script errors; for the options, see Playwright's `new_context`."""
     visits = []
 
     def come(query: str = "", **options) -> Visit:

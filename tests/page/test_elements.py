@@ -1,4 +1,4 @@
-"""The elements that both pages share, in a browser on a page of their own, fed with films of the bundled weights."""
+"""The elements shared by both pages, in a browser on a separate page, with films of the bundled weights."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from tests.page.conftest import GIVE, element, encoded, give, put
 from tests.server import ROOT
 
 PAGE = ROOT / "model/page"
-PLAYED = 3000  # milliseconds after which a film has come to its end, by the browser's clock, which the test moves
+PLAYED = 3000  # milliseconds of the browser's clock, which the test controls, after which a film has ended
 HARNESS = """<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><style>{css}</style>
 <script>
     // What the large canvas of a film showed, in order.
@@ -36,13 +36,13 @@ HARNESS = """<!doctype html><html lang="en"><meta name="viewport" content="width
 
 
 def numbers(text: str) -> np.ndarray:
-    """The uint8 images `[·, 28, 28]` in base64."""
+    """Decode uint8 images `[·, 28, 28]` from base64."""
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, 28, 28)
 
 
 @pytest.fixture(scope="module")
 def draw():
-    """Films as the server writes them, each drawn once: `draw("7", 67, 20)`, of several digits `draw("190", 67, 8)`."""
+    """Films as sent by the server, each drawn once: `draw("7", 67, 20)`, or several digits: `draw("190", 67, 8)`."""
     loaded, drawn = weights.load(), {}
 
     def draw(digits: str, seed: int, steps: int, guidance: float = 1.15) -> dict:
@@ -61,7 +61,7 @@ def draw():
 
 @pytest.fixture
 def visit(chromium):
-    """Open the page of the elements: `visit(width, reduced_motion)`; no script error, and its clock stands still."""
+    """Open the page of the elements with a paused clock: `visit(width, reduced_motion)`; fails on script errors."""
     contexts, errors = [], []
 
     def visit(width: int = 900, height: int = 800, **options):
@@ -89,7 +89,7 @@ def visit(chromium):
 
 
 def painted(page) -> list[np.ndarray]:
-    """What the large canvas has shown since the last call."""
+    """The pictures shown by the large canvas since the last call."""
     return [numbers(text)[0] for text in page.evaluate("painted.splice(0)")]
 
 
@@ -98,7 +98,7 @@ def shown(page, selector: str) -> np.ndarray:
 
 
 def places(pictures: list[np.ndarray], film: dict) -> list[int]:
-    """Which state of a film each picture is; ValueError for one that is none."""
+    """The index of each picture in a film; raises ValueError for a picture that is not in it."""
     states = [state[0].tobytes() for state in film["noisy"]]
     return [states.index(picture.tobytes()) for picture in pictures]
 
@@ -138,7 +138,7 @@ def test_no_noise_is_seen_while_a_value_is_dragged(visit, draw):
         put(page, element("digit-film", film))
         page.clock.run_for(PLAYED)
         assert places(painted(page), film) == list(range(9))
-    put(page, element("digit-film", film, "other"))  # an element of another name has a memory of its own
+    put(page, element("digit-film", film, "other"))  # another element has its own memory
     page.clock.run_for(PLAYED)
     assert places(painted(page), film) == list(range(9))
 
@@ -147,7 +147,7 @@ def test_the_time_is_moved_by_keyboard_mouse_and_film_strip(visit, draw):
     page, film = visit(), draw("7", 67, 20)
     put(page, element("digit-film", film))
     slider(page).focus()
-    page.keyboard.press("ArrowRight")  # while it plays, which it then does no more
+    page.keyboard.press("ArrowRight")  # stops the animation
     page.clock.run_for(PLAYED)
     for _ in range(2):
         page.keyboard.press("ArrowRight")
@@ -246,7 +246,7 @@ GROW = """([{value}, count]) => {
 
 
 def grow(page, film: dict, count: int) -> list[int]:
-    """Give the element a film that has `count` states; which ones it showed."""
+    """Give the element the first `count` states of a film; returns the states that it showed."""
     page.evaluate(GROW, [element("digit-film", film), count])
     return places(painted(page), film)
 
@@ -259,11 +259,11 @@ def test_a_film_that_is_still_drawn_is_followed(visit, draw):
     assert save.is_disabled()
     assert [grow(page, film, count) for count in (2, 5, 9)] == [[1], [4], [8]]
     assert save.is_enabled()
-    # Steps are dragged: the finished digit stays until the next one is whole.
+    # The steps slider is dragged: the finished digit stays until the next one is complete.
     dragged = draw("7", 67, 4)
     assert [grow(page, dragged, count) for count in (1, 3, 5)] == [[], [], [4]]
     assert not page.locator(".digits-frame canvas.digits-none:not(.digits-velocity)").count()
-    # Another class; the visitor looks back before it is finished.
+    # Another class: the visitor goes back to the noise before it is finished.
     other = draw("3", 5, 8)
     assert [grow(page, other, count) for count in (1, 4)] == [[0], [3]]
     slider(page).press("Home")
@@ -302,7 +302,7 @@ def test_the_strips_show_the_states_and_the_velocity(visit, draw):
     assert not velocities.first.is_visible()
     page.get_by_label("Show the velocity").check()
     assert velocities.first.is_visible()
-    assert not velocities.last.is_visible()  # there is none at the end
+    assert not velocities.last.is_visible()  # the last state has no velocity
     put(page, element("digit-film", film))
     assert velocities.first.is_visible()
     put(page, element("digit-film", {**film, "velocity": None}))
@@ -347,7 +347,7 @@ def test_a_row_plays_all_its_digits_together(visit, draw):
     assert page.get_by_role("img", name="between").count() == 1
     assert page.get_by_role("group", name="A 1 that becomes a 0").count() == 1
     give(page, "digit-row", film | morph | {"about": "A 1 that becomes a 0: seed 68"})
-    assert page.locator(".digits-cell").all_inner_texts() == ["", "", ""]  # of digits without words of their own
+    assert page.locator(".digits-cell").all_inner_texts() == ["", "", ""]  # without captions
     assert not page.get_by_role("button", name="Pause").count()  # changed in place
     name, file = saved(page, "Save picture")
     assert name == "1-9-0.png"
@@ -373,7 +373,7 @@ def test_a_cell_opens_its_digit(visit, draw):
     assert page.url == "http://elements.test/"
     page.get_by_role("link").nth(1).evaluate(
         "link => link.dispatchEvent(new MouseEvent('click', {ctrlKey: true, cancelable: true}))"
-    )  # for the browser, which opens a tab
+    )  # the browser opens a tab instead
     assert len(page.evaluate("opened")) == 2
 
 
@@ -440,7 +440,7 @@ def test_a_table_of_steps_grows_by_columns(visit):
 
 
 def test_a_table_of_steps_has_a_row_for_each_network(visit):
-    """A digit opens in the row of the network that the page draws with in so many steps."""
+    """A digit is linked in the row of the network that the page uses for that number of steps."""
     page, pixels = visit(), torch.randint(0, 256, (2, 2, 28, 28), dtype=torch.uint8).numpy()
     columns = [
         {"steps": steps, "pixels": encoded(part), "milliseconds": milliseconds}
@@ -464,7 +464,7 @@ def test_a_table_of_steps_has_a_row_for_each_network(visit):
 
 
 def made(page, script: str, *arguments) -> io.BytesIO:
-    """The file that a script of the page makes."""
+    """The file created by a script of the page."""
     return io.BytesIO(base64.b64decode(page.evaluate(f"async values => file({script})", list(arguments))))
 
 
@@ -497,7 +497,7 @@ def test_gif_files_loop_with_the_exact_pixels_of_every_frame(visit):
         durations.append(film.info["duration"])
         assert (np.array(film.convert("L")) == np.array(images.sheet(frame, 2, scale=4))).all()
     assert durations == [100, 100, 100, 100, 1000]
-    # Whatever the length: with one pixel per code, codes of 9 to 12 bits and full tables come to an end everywhere.
+    # Different lengths, so that the data ends at different code sizes of 9 to 12 bits and table sizes.
     for scale in (1, 2, 3):
         single = Image.open(made(page, f"digits.gif(values.map(digits.bytes), 1, {{scale: {scale}}})", *texts[:1]))
         assert (np.array(single.convert("L")) == np.array(images.sheet(frames[0], 1, scale=scale))).all()
@@ -516,7 +516,7 @@ def test_npz_files_are_data_sets(visit):
 
 
 def saved(page, button: str) -> tuple[str, Path]:
-    """The name and the file that a button saves."""
+    """The name and file saved by a button."""
     with page.expect_download() as download:
         page.get_by_role("button", name=button).click()
     return download.value.suggested_filename, download.value.path()
@@ -526,7 +526,7 @@ def test_a_digit_is_saved_as_picture_and_animation(visit, draw):
     page, film = visit(), draw("7", 67, 20)
     put(page, element("digit-film", film))
     page.clock.run_for(PLAYED)
-    slider(page).press("Home")  # what is saved is the digit all the same
+    slider(page).press("Home")  # the finished digit is saved anyway
     name, file = saved(page, "Save picture")
     assert name == "7-seed67.png"
     picture = Image.open(file)
@@ -554,7 +554,7 @@ def test_a_long_number_is_saved_in_a_small_file(visit):
     assert name == "3141592653589793-seed0.gif"
     assert animation.n_frames == 24
     assert animation.width < 1000
-    assert file.stat().st_size < 2e6  # of pure noise, which is the worst
+    assert file.stat().st_size < 2e6  # pure noise is the worst case
     animation.seek(23)
     assert (np.array(animation.convert("L")) == np.array(images.sheet(torch.from_numpy(noisy[-1]), count))).all()
     name, file = saved(page, "Save picture")
@@ -616,7 +616,7 @@ def test_everything_fits_its_width(visit, draw, width):
     assert large["width"] == large["height"]
     assert large["width"] % 28 == 0
     assert large["width"] == {320: 168, 375: 224, 900: 336}[width]
-    assert guess["x"] >= large["x"] + large["width"]  # beside it
+    assert guess["x"] >= large["x"] + large["width"]  # side by side
     assert guess["y"] >= large["y"]
     for frame in page.locator(".digits-frame").all():
         assert frame.bounding_box()["width"] >= 44
@@ -651,5 +651,5 @@ def test_words_and_focus_are_easy_to_see(visit, draw, scheme):
         assert (high + 0.05) / (low + 0.05) >= 4.5
     for target in (slider(page), page.get_by_role("button", name="Play"), page.get_by_label("Show the velocity")):
         target.focus()
-        page.keyboard.press("Shift")  # a key, so that the browser shows the focus
+        page.keyboard.press("Shift")  # a key press makes the browser show the focus
         assert target.evaluate("target => getComputedStyle(target).outlineStyle") == "solid"

@@ -1,4 +1,4 @@
-"""The page against strangers: what it lets through, what it bounds, and what it stops."""
+"""The page's protection against strangers: allowed routes, limits, and abandoned calls."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ NOTHING = '{"detail":"There is nothing here."}'
 
 
 class Slow:
-    """A stand-in for the sampler that draws grey digits, ten in a fifth of a second, and counts them."""
+    """A fake sampler that draws grey digits, ten per 0.2 s, and counts them."""
 
     def __init__(self):
         self.drawn, self.go = [], threading.Event()
@@ -56,7 +56,7 @@ class Slow:
 
 @pytest.fixture(scope="module")
 def page():
-    """A page in this process with a network of random numbers: its address, Gradio's page and the sampler."""
+    """A page in this process with a random network: its address, Gradio's blocks and the sampler."""
     with pytest.MonkeyPatch.context() as patch:
         slow = Slow()
         patch.setattr(sampling, "draw", slow)
@@ -85,7 +85,7 @@ def sheet(count: int) -> dict:
 
 
 def test_only_what_the_page_needs_can_be_asked_for(page, http):
-    """Every route that Gradio registers, whatever its version."""
+    """Checks every route registered by Gradio, in any version."""
     url, blocks, _ = page
     routes = {
         (method, re.sub(":path", "", route.path)) for route in flat(blocks.app.routes) for method in route.methods
@@ -215,7 +215,7 @@ def test_the_work_of_a_foreign_call_is_that_of_the_largest():
 
 
 def test_every_function_of_the_page_that_draws_many_digits_counts(page):
-    """All but those of a single digit; a new one has to be given its work."""
+    """All functions except those for a single digit; a new function must declare its work."""
     functions = {function.name for function in page[1].fns.values() if function.fn} - {"js_fn", "unnamed"}
     single = {name for name in functions if name.startswith(("digit_tab", "draw_api", "finish_api", "unnamed"))}
     assert len(functions - single) >= 12
@@ -225,7 +225,7 @@ def test_every_function_of_the_page_that_draws_many_digits_counts(page):
 
 
 def test_a_flood_fills_its_own_places_and_no_more(page, http):
-    """While the device is busy: a session has so many places, the work that waits is bounded, and all of it ends."""
+    """While the device is busy, the places per session and the waiting work are limited, and all calls end."""
     url, blocks, slow = page
     slow.go.clear()
     try:
@@ -238,7 +238,7 @@ def test_a_flood_fills_its_own_places_and_no_more(page, http):
         long = [http.post(f"{url}/gradio_api/call/sheet", json=sheet(400)) for _ in range(8)]
         assert [answer.status_code for answer in long] == [200] * 4 + [503] * 4
         assert len(blocks._queue) == guard.SESSION_PLACES + 4
-        assert ask(http, url, *DRAW["data"])[0] == "complete"  # a digit waits for none of them
+        assert ask(http, url, *DRAW["data"])[0] == "complete"  # a single digit does not wait for them
         for event in [answer.json()["event_id"] for answer in long[:4]]:
             http.post(f"{url}/gradio_api/cancel", json={"session_hash": event, "fn_index": 0, "event_id": event})
     finally:
@@ -254,7 +254,7 @@ def test_the_curl_line_of_the_readme(page):
     assert answer.startswith("event: complete\ndata: [[[")
 
 
-# ---- the abandoned
+# ---- abandoned calls
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["never reads", "leaves"])
@@ -297,7 +297,7 @@ def test_nothing_is_kept_of_those_who_left(page, http, monkeypatch):
 
 @pytest.fixture
 def framed(page):
-    """The address of a page of another origin that shows ours in a frame."""
+    """The address of a page of another origin that embeds ours in a frame."""
 
     class Frame(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -313,11 +313,11 @@ def framed(page):
 
 
 def test_a_frame_of_another_page_shows_the_link_to_copy(chromium, page, framed):
-    """As a Space's frame may, it has no right to the clipboard."""
+    """The frame has no clipboard permission, as may happen in a Space."""
     outside = chromium.new_page()
     outside.goto(framed)
     frame = outside.frame_locator("iframe")
-    frame.locator("#film canvas").first.wait_for(timeout=120_000)  # the digit of the link: before it there is none
+    frame.locator("#film canvas").first.wait_for(timeout=120_000)  # the digit of the link is the first
     frame.get_by_role("button", name="Copy link").click(timeout=120_000)
     field = frame.get_by_label("Link to copy")
     field.wait_for()

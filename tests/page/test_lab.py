@@ -1,4 +1,4 @@
-"""The sheet to draw on, in a real browser: what becomes of a drawing."""
+"""The drawing sheet in a real browser: from strokes to pixels."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ HARNESS = (
 
 @pytest.fixture
 def sheet(chromium):
-    """A page with nothing but a sheet on a phone, and no script error."""
+    """A phone page with only a sheet; fails on script errors."""
     context = chromium.new_context(viewport={"width": 375, "height": 667}, has_touch=True, is_mobile=True)
     page, errors = context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -37,7 +37,7 @@ def sheet(chromium):
 
 
 def on_paper(page, points) -> list[tuple[float, float]]:
-    """Points of the sheet, from 0 to 1, as places of the window."""
+    """Points on the sheet, from 0 to 1, in window coordinates."""
     box = page.locator(".lab-paper").bounding_box()
     return [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
 
@@ -61,7 +61,7 @@ def result(page) -> np.ndarray:
 
 
 def of(page, *strokes) -> np.ndarray:
-    """What becomes of strokes that a script sets."""
+    """The pixels of strokes set by a script."""
     page.evaluate("strokes => document.querySelector('digit-sketch').strokes = strokes", list(map(list, strokes)))
     return result(page)
 
@@ -72,7 +72,7 @@ def middle(pixels: np.ndarray) -> np.ndarray:
 
 
 def sides(pixels: np.ndarray) -> tuple[int, int]:
-    """Height and width of the ink, in pixels that it covers by half at least where it is broadest."""
+    """Height and width of the ink: the rows and columns whose brightest pixel is at least 96 of 255."""
     return tuple(int((pixels.max(axis) >= 96).sum()) for axis in (1, 0))
 
 
@@ -81,7 +81,7 @@ def test_a_stroke_becomes_20_pixels_high_around_its_centre_of_mass(sheet):
     pixels = result(sheet)
     height, width = sides(pixels)
     assert height in (19, 20)
-    assert width in (11, 12)  # half of 17.5, and the pen's 2.5
+    assert width in (11, 12)  # half of 17.5, plus the pen's 2.5
     assert middle(pixels) == pytest.approx([14, 14], abs=0.1)  # as in MNIST, on average
     assert pixels.max() == 255
     assert 0.1 < ((pixels > 0) & (pixels < 255)).sum() / (pixels > 0).sum() < 0.8  # antialiased
@@ -91,7 +91,7 @@ def test_a_stroke_becomes_20_pixels_high_around_its_centre_of_mass(sheet):
 def test_size_and_place_of_a_drawing_do_not_matter(sheet):
     large = of(sheet, SEVEN)
     small = of(sheet, (np.array(SEVEN) / 3 + [0.6, 0.1]).tolist())
-    assert np.abs(large - small).max() <= 8  # the line is as wide; only roundings differ
+    assert np.abs(large - small).max() <= 8  # same line width, up to rounding
     assert np.abs(large - of(sheet, ELL)).max() > 200
 
 
@@ -99,8 +99,8 @@ def test_what_weighs_on_one_end_is_not_cut_off(sheet):
     scribble = [[0.1 + 0.8 * (i % 2), 0.1 + 0.006 * i] for i in range(21)]
     pixels = of(sheet, scribble, [[0.5, 0.1], [0.5, 0.9]])
     assert sides(pixels)[0] == 20
-    assert pixels[-1].max() >= 96  # it stands on the edge
-    assert middle(pixels)[0] < 13  # to have its mass in the middle, it would have to leave there
+    assert pixels[-1].max() >= 96  # it touches the edge
+    assert middle(pixels)[0] < 13  # centring the mass would cut it off
     assert middle(pixels)[1] == pytest.approx(14, abs=0.1)
 
 
@@ -129,7 +129,7 @@ def test_a_finger_draws_and_does_not_scroll_and_a_second_one_does_nothing(sheet)
     send("touchEnd", second)
     send("touchEnd")
     sheet.wait_for_function("events.length === 1")
-    assert np.abs(result(sheet) - drawn).max() <= 60  # the places of touches are rounded
+    assert np.abs(result(sheet) - drawn).max() <= 60  # touch positions are rounded
     assert sheet.evaluate("scrollY") == 0
 
 
@@ -140,7 +140,7 @@ def test_each_stroke_and_each_undo_is_told_once(sheet):
     draw(sheet, [[0.3, 0.5], [0.7, 0.5]])
     one, two = events(sheet)
     assert one != two
-    sheet.mouse.move(*on_paper(sheet, [(0.1, 0.1)])[0])  # without a button
+    sheet.mouse.move(*on_paper(sheet, [(0.1, 0.1)])[0])  # no button pressed
     draw(sheet, ELL, button="right")
     assert len(events(sheet)) == 2
     sheet.get_by_role("button", name="Undo").click()
@@ -161,7 +161,7 @@ def test_a_cleared_sheet_is_empty_and_says_so(sheet):
     draw(sheet, SEVEN)
     first, _, cleared, again = events(sheet)
     assert cleared is None
-    assert again == first  # nothing of what was cleared is left
+    assert again == first  # the cleared strokes are gone
 
 
 def test_the_small_picture_shows_the_pixels_and_the_large_one_the_strokes(sheet):

@@ -1,4 +1,4 @@
-"""`python app.py` on odd machines: proxies, folders and ports of others, passwords, Ctrl-C."""
+"""`python app.py` in unusual environments: proxies, foreign folders, ports in use, passwords, Ctrl-C."""
 
 import os
 import re
@@ -18,7 +18,7 @@ SECRET = "sesame"
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """A page in an environment of proxies, secrets and a temporary folder of somebody else: address, process, log."""
+    """A page with proxies, secrets and another user's temporary folder in its environment: address, process, log."""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "gradio").write_text("whoever made this, no folder can be made here")
     proxy, hub = "http://127.0.0.1:9", {"HF_ENDPOINT": f"http://user:{SECRET}@127.0.0.1:9", "HF_TOKEN": f"hf_{SECRET}"}
@@ -89,7 +89,7 @@ def test_an_address_that_is_none_is_one_sentence(capsys):
 
 
 def test_control_c_is_quiet(odd):
-    """The last test of this page."""
+    """Must be the last test that uses this page."""
     _, process, log = odd
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0

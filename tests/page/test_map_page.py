@@ -21,7 +21,7 @@ def loaded(map_weights) -> weights.Weights:
 
 @pytest.fixture
 def served(loaded):
-    """The page of the flow map in this process: its address."""
+    """The address of the flow map's page, served in this process."""
     page = app.build(studio.Studio(loaded, listened=app.listened))
     _, url, _ = app.serve(page, prevent_thread_lock=True, quiet=True)
     yield url.rstrip("/")
@@ -29,7 +29,7 @@ def served(loaded):
 
 
 def test_a_visit_to_a_flow_map(chromium, served, loaded):
-    """An old link with a guidance that the map does not know, its film, and the comparison with its teacher."""
+    """An old link with an unsupported guidance, its film, and the comparison with the teacher."""
     one = Visit(chromium.new_context(viewport={"width": 1100, "height": 900}), f"{served}/?seed=5&steps=2&guidance=0.5")
 
     def drawn(network, steps: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The page as visitors use it: a real server, a real browser."""
+"""The page as visitors use it, with a real server and a real browser."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from PIL import Image
 from tests.page.conftest import FILM, SEED, STEPS, TABS, Visit, digit
 from tests.server import close
 
-FEW = "/?steps=4"  # a link that draws fast
+FEW = "/?steps=4"  # a fast link
 
 
 def test_it_opens_with_a_digit_that_is_there_already(visit, bundled):
@@ -83,7 +83,7 @@ def test_dragging_a_slider_never_goes_back_to_the_noise(visit):
     one.page.mouse.up()
     one.shows(7, steps=int(one.field("steps").input_value()))
     assert one.page.evaluate("noisy") == 0
-    one.choose("2")  # but another digit comes out of the noise
+    one.choose("2")  # but another class starts from noise
     one.shows(2, steps=int(one.field("steps").input_value()))
     assert one.page.evaluate("noisy") > 0
 
@@ -169,7 +169,7 @@ def test_saved_files_are_the_digit_and_its_film(visit, bundled):
     assert pixels.shape == (448, 448)
     assert close(pixels[8::16, 8::16], digit(bundled, 7, SEED, STEPS))
     film = Image.open(one.save(one.page.get_by_role("button", name="Save animation")).path())
-    assert (film.format, film.info["loop"]) == ("GIF", 0)  # for ever
+    assert (film.format, film.info["loop"]) == ("GIF", 0)  # loops forever
     film.seek(film.n_frames - 1)
     scale = film.width // 28
     last = np.array(film.convert("L"))[scale // 2 :: scale, scale // 2 :: scale]
@@ -203,10 +203,10 @@ def test_the_copied_link_opens_the_same_digit(visit, page_url):
 
 
 def test_every_tab_is_about_the_same_digit(visit, bundled):
-    """And a click on a picture opens it: one drawing, the focus on its heading, announced."""
+    """A click on a picture also opens it: one drawing, focus on its heading, and an announcement."""
     one = visit("/?digit=3&seed=5&steps=4&guidance=2")
     one.page.set_viewport_size({"width": 1100, "height": 2400})
-    assert len(one.asked) == 1  # nothing is drawn for a tab that is not open
+    assert len(one.asked) == 1  # closed tabs draw nothing
     one.open("Why it works")
     one.until("$$('digit-steps canvas').length === 12")
     for row, column, steps in ((1, 5, 16), (2, 4, 8)):  # of the flow and of the map
@@ -273,7 +273,7 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     other.page.locator("#row a").nth(6).click()
     assert close(other.shows(8, SEED + 6, 4), digit(bundled, 8, SEED + 6, 4))
     other.page.wait_for_url(f"**/?digit=8&seed={SEED + 6}&steps=4&guidance=1.15")
-    other.open("Numbers")  # with the seed of the page now
+    other.open("Numbers")  # now with the seed of the page
     other.until(f"$('#row').film.seeds[0] === {SEED + 6}")
 
 
@@ -290,7 +290,7 @@ def test_what_is_no_number_is_a_sentence_beside_it(visit, number):
 def test_a_link_can_be_copied_before_its_digit_is_there(chromium, page_url):
     context = chromium.new_context(permissions=["clipboard-read", "clipboard-write"])
     page, link = context.new_page(), page_url + "/?digit=3&seed=9"
-    page.route("**/queue/join*", lambda route: None)  # the server never hears of it
+    page.route("**/queue/join*", lambda route: None)  # the request never reaches the server
     page.goto(link)
     page.get_by_role("button", name="Copy link").click()
     page.get_by_role("button", name="Link copied").wait_for()
@@ -320,7 +320,7 @@ def test_a_sheet_of_chosen_classes_and_its_stop(visit, bundled):
     one.page.wait_for_timeout(2000)
     assert 20 <= one.page.locator("digit-sheet canvas").count() == drawn < 400
     data = np.load(one.save(one.page.get_by_role("button", name="Save data set")).path())
-    assert len(data["images"]) == len(data["labels"]) == drawn  # what is there is kept
+    assert len(data["images"]) == len(data["labels"]) == drawn  # the drawn digits are kept
     one.page.locator("digit-sheet a").nth(1).click()
     one.shows(9, SEED + 1, 8)
     one.open("Numbers")
@@ -361,7 +361,7 @@ def test_a_digit_changes_its_mind_and_its_handwriting(visit, bundled):
     one.open("Experiments")
     one.until("$('#changes').film && $('#morphs').film && $('#morphs').index === 8 && $('#changes').index === 8")
     assert close(one.pixels("#changes canvas >> nth=0"), digit(bundled, 8, 2, 8))  # changed from the start
-    assert close(one.pixels("#changes canvas >> nth=7"), digit(bundled, 3, 2, 8))  # never
+    assert close(one.pixels("#changes canvas >> nth=7"), digit(bundled, 3, 2, 8))  # never changed
     assert close(one.pixels("#morphs canvas >> nth=0"), digit(bundled, 3, 2, 8))
     last = int(one.page.locator("#morph input").input_value())
     assert close(one.pixels("#morphs canvas >> nth=7"), digit(bundled, 3, last, 8))
@@ -388,7 +388,7 @@ def test_a_sketch_is_finished(visit):
         part["x"] + part["width"] / 2 for part in (slider.bounding_box(), one.page.locator("#paper").bounding_box())
     ]
     assert abs(middles[0] - middles[1]) < 1
-    one.page.get_by_label("Noise, typed").fill("0.1")  # the sketch stays almost as it is
+    one.page.get_by_label("Noise, typed").fill("0.1")  # the sketch hardly changes
     one.until("$('#finished').film.times[0] === 0.1 && $('#finished').index === $('#finished').film.times.length - 1")
     one.settle()
     drawn = np.array(one.page.evaluate("document.querySelector('#paper').pixels")).reshape(28, 28)
@@ -419,7 +419,7 @@ CONTRAST = """() => {
 
 
 def everything(one: Visit, tab: str) -> None:
-    """Open a tab and have it drawn."""
+    """Open a tab and draw everything in it."""
     one.open(tab)
     if tab == "Numbers":
         one.page.get_by_label("A number").fill("1234567890123456")
@@ -487,7 +487,7 @@ def test_nothing_moves_between_tabs(visit):
 
 
 def test_a_link_looks_like_the_page_elsewhere(page_url):
-    """Title, sentence, address and picture, and none of Gradio's own."""
+    """Title, description, address and picture, without Gradio's own tags."""
     with httpx.Client() as http:
         tags = dict(re.findall(r'<meta property="og:(\w+)" content="([^"]*)"', text := http.get(page_url).text))
         assert tags["title"] == "Digits from noise"

@@ -1,4 +1,4 @@
-"""The page as programs and crowds use it: the API, several visitors at once, drawings that are left."""
+"""The page under programs and crowds: the API, concurrent visitors, abandoned drawings."""
 
 import asyncio
 import json
@@ -142,13 +142,13 @@ def test_the_lines_of_the_readme(page_url):
 
 # ---- a crowd
 
-CALLS = 4  # of each visitor
+CALLS = 4  # per visitor
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 def test_forty_visitors_at_once(tmp_path, bundled):
-    """Everybody gets the picture of their own seed, every bad request a sentence, a flood no more than the places of
-    the queue, and a second round of it all needs no more memory."""
+    """Every visitor gets the picture of their seed, every bad request an error message, and a flood only the places of
+    the queue. A second round needs no more memory."""
     expected = {seed: digit(bundled, seed % 10, seed, 2, 1.0) for seed in range(20)}
     outcomes = []
 
@@ -181,7 +181,7 @@ def test_forty_visitors_at_once(tmp_path, bundled):
                     outcomes.append(kind == "complete" and close(data[0], expected[seed]))
 
     def is_served() -> bool:
-        """Whether a sheet is taken and drawn, which comes after all that waited before it."""
+        """Whether a sheet is accepted and drawn, after everything queued before it."""
         with httpx.Client(timeout=120) as http, suppress(KeyError):  # a refused call has no event
             return ask(http, url, "0-9", 1, 1, 1, 1.0, endpoint="sheet")[0] == "complete"
         return False
@@ -199,7 +199,7 @@ def test_forty_visitors_at_once(tmp_path, bundled):
 
 
 def test_only_checked_values_reach_the_gpu():
-    """On ZeroGPU a drawing runs in another process: its arguments can be pickled, and a visitor's error is found
+    """On ZeroGPU, drawings run in another process: their arguments must be picklable, and invalid values are rejected
     before."""
     calls = []
 
@@ -243,7 +243,7 @@ def test_only_checked_values_reach_the_gpu():
 
 @pytest.fixture
 def served(bundled):
-    """The page in this process, with the bundled weights: its address."""
+    """The address of the page with the bundled weights, served in this process."""
     page = app.build(studio.Studio(bundled, listened=app.listened))
     _, url, _ = app.serve(page, prevent_thread_lock=True, quiet=True)
     yield url.rstrip("/")
@@ -251,7 +251,7 @@ def served(bundled):
 
 
 def test_a_digit_comes_before_the_end_of_a_sheet(visit):
-    """Two browsers: a long sheet in one, and in the other a new visitor, a class and another one's number."""
+    """Two browsers: one draws a long sheet; in the other, a new visitor chooses a class and writes a number."""
     busy, other = visit(), None
     busy.open("Numbers")
     busy.page.locator("#sheet input[name=count]").fill("400")
@@ -267,7 +267,7 @@ def test_a_digit_comes_before_the_end_of_a_sheet(visit):
     assert other.page.locator("#waiting").inner_text() == ""
     drawn = busy.page.locator("digit-sheet canvas").count()
     assert drawn < 400
-    busy.until(f"$$('digit-sheet canvas').length > {drawn}")  # it goes on
+    busy.until(f"$$('digit-sheet canvas').length > {drawn}")  # the sheet continues
     busy.page.get_by_role("button", name="Stop").click()
 
 
@@ -285,7 +285,7 @@ def test_who_waits_for_another_sheet_is_told_so(visit):
 
 
 def counted(monkeypatch, name: str) -> list:
-    """The steps that a function of `sampling` takes from now on, one item each."""
+    """A list that gets one item for each future step of a function of `sampling`."""
     steps, whole = [], getattr(sampling, name)
 
     def function(*arguments):
@@ -304,7 +304,7 @@ def counted(monkeypatch, name: str) -> list:
 
 
 def test_an_abandoned_sheet_stops_at_its_next_step(chromium, served, monkeypatch):
-    """Closing the page in the middle of a long sheet frees the device for the next visitor."""
+    """Closing the page during a long sheet frees the device for the next visitor."""
     steps = counted(monkeypatch, "draw")
     page = chromium.new_page()
     page.goto(served)
@@ -314,7 +314,7 @@ def test_an_abandoned_sheet_stops_at_its_next_step(chromium, served, monkeypatch
     page.wait_for_selector("digit-sheet canvas")
     page.close()
     with httpx.Client(timeout=120) as http:
-        assert ask(http, served, "0-9", 1, 1, 2, 1.0, endpoint="sheet")[0] == "complete"  # once the other ended
+        assert ask(http, served, "0-9", 1, 1, 2, 1.0, endpoint="sheet")[0] == "complete"  # after the other ended
     assert len(steps) < 40 * STEPS  # forty batches of ten
 
 
@@ -324,7 +324,7 @@ def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypa
     held, hold, first = threading.Event(), threading.Event(), iter([True])
 
     def slowly(self, columns):
-        """All columns but the very first are held back, between two turns."""
+        """Hold back all columns except the very first, between two turns."""
         for column in passed(self, columns):
             if not next(first, False):
                 held.set()
@@ -343,7 +343,7 @@ def test_a_comparison_stops_when_its_guidance_changes(chromium, served, monkeypa
     hold.set()
     page.wait_for_function("document.querySelector('digit-steps').data?.guidance === 2")
     page.wait_for_selector("digit-steps canvas >> nth=11")
-    assert len(steps) < 2 * 63 + 63  # a whole comparison of two networks, and the beginning of one
+    assert len(steps) < 2 * 63 + 63  # one full comparison of two networks, and the start of another
     page.close()
 
 

@@ -1,4 +1,4 @@
-"""The scenes of why.js on a page of their own, with data whose pictures are known."""
+"""The scenes of why.js on a separate page, with known pictures."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ HOW = {"guidance": 1.5, "time_shift": 1.0}
 
 
 def grey(*values: int) -> np.ndarray:
-    """One plain image per value, with a first pixel of its own: `[N, 28, 28]`."""
+    """One uniform image per value, with an inverted first pixel: `[N, 28, 28]`."""
     images = np.broadcast_to(np.array(values, np.uint8)[:, None, None], (len(values), 28, 28)).copy()
     images[:, 0, 0] = 255 - images[:, 0, 0]
     return images
@@ -21,7 +21,7 @@ def grey(*values: int) -> np.ndarray:
 
 NOISY, PREDICTED = grey(10, 60, 110, 160), grey(20, 70, 120, 160)
 VELOCITY = np.full((3, 28, 28), 128, np.uint8)
-VELOCITY[:, :, :14], VELOCITY[:, :14, 14:] = 255, 0  # darker on the left, brighter above on the right, else unchanged
+VELOCITY[:, :, :14], VELOCITY[:, :14, 14:] = 255, 0  # darker on the left, brighter at the top right, else unchanged
 FILM = {
     **{"digits": ["7"], "seeds": [67], "steps": 3, **HOW, "times": [1, 0.6, 0.3, 0]},
     **{"noisy": NOISY, "predicted": PREDICTED, "velocity": VELOCITY},
@@ -53,7 +53,7 @@ def styles(*seeds: int, guidance: float = 1.5) -> dict:
 
 @pytest.fixture
 def opened(chromium):
-    """Open a page with elements; nothing moves unless asked. No script may fail on it."""
+    """Open a page with elements, with reduced motion by default; fails on script errors."""
     contexts, errors = [], []
 
     def open(*elements: dict, width: int = 800, motion: str = "reduce", scheme: str = "light"):
@@ -88,7 +88,7 @@ def press(page, name: str) -> None:
 
 
 def pictures(page) -> tuple[np.ndarray, np.ndarray]:
-    """The picture now, and where the arrows lead."""
+    """The current picture and the one the arrows lead to."""
     return shown(page.get_by_label("The picture after")), shown(page.get_by_label("Where the arrows lead, after"))
 
 
@@ -120,7 +120,7 @@ def test_a_step_goes_straight_from_one_state_to_the_next(opened):
     assert (first[-1], second[-1]) == (195, 60)
     assert np.all(np.diff(second) >= 0)
     assert len(set(second)) > 2
-    assert np.all(np.abs(first + second - 255) <= 1)  # the two pixels move by as much, one up and one down
+    assert np.all(np.abs(first + second - 255) <= 1)  # the two pixels change by the same amount in opposite directions
 
 
 def test_the_rest_of_the_steps_and_back_to_the_noise(opened):
@@ -141,7 +141,7 @@ def test_a_step_by_keyboard(opened):
     page.keyboard.press("Space")
     assert np.array_equal(pictures(page)[0], NOISY[2])
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.textContent") == "Start again"  # the only one that still does anything
+    assert page.evaluate("document.activeElement.textContent") == "Start again"  # the only button still enabled
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.textContent") == "One step"
 
@@ -157,7 +157,7 @@ def test_arrows_point_up_where_it_gets_brighter_and_down_where_darker(opened):
     for row, column, brighter in ((3, 20, True), (3, 3, False), (25, 5, False)):
         cell = arrow(row, column)
         up, down = np.split(opaque[cell][: len(opaque[cell]) // 2 * 2].astype(bool), 2)
-        assert (down.sum() > up.sum()) == brighter  # a triangle is wide at its base
+        assert (down.sum() > up.sum()) == brighter  # a triangle is widest at its base
         assert (red[cell].sum() > blue[cell].sum()) == brighter
     assert not opaque[arrow(25, 20)].any()
 
@@ -194,7 +194,7 @@ def test_a_step_of_a_flow_map_is_a_jump(opened):
     assert "a step is x + (t′ − t)·u(x, t, t′)" in words["flow map"]
     assert "Beside it is where one jump to the end would land." in words["flow map"]
     assert not [part for part in ("blurred", "x − t·v", "a little along") if part in words["flow map"]]
-    page = opened(element("digit-arrows", FILM))  # without a kind, as the static page sends it
+    page = opened(element("digit-arrows", FILM))  # without a kind, as in the static page
     page.locator("summary").click()
     assert page.locator("digit-arrows").inner_text() == words["velocity"]
 
@@ -207,7 +207,7 @@ def ends(page) -> list[np.ndarray]:
 
 
 def points(page, path: int) -> np.ndarray:
-    """The stops of a path on the map, `[steps + 1, 2]`."""
+    """The points of a path on the map, `[steps + 1, 2]`."""
     text = page.locator(f".why-path[data-path='{path}'] .why-line").get_attribute("points")
     return np.array([[float(value) for value in point.split(",")] for point in text.split()])
 
@@ -215,12 +215,12 @@ def points(page, path: int) -> np.ndarray:
 def test_the_steps_are_chosen_and_the_paths_lie_where_the_data_say(opened):
     page = opened(element("digit-paths", PATHS))
     for steps in (20, 1, 4):
-        if steps < 20:  # it opens with those
+        if steps < 20:  # the default
             press(page, f"{steps} step{'s' * (steps > 1)}")
         assert [len(points(page, path)) for path in (0, 1)] == [steps + 1] * 2
         upper, lower = (np.diff(points(page, path)[[0, -1]], axis=0)[0] for path in (0, 1))
         scale = upper[0] / 10
-        assert np.allclose(upper, [10 * scale, -4 * scale], atol=0.3)  # up on the map is a smaller y
+        assert np.allclose(upper, [10 * scale, -4 * scale], atol=0.3)  # y decreases upwards
         assert np.allclose(lower, [10 * scale, scale], atol=0.3)
         for found, expected in zip(ends(page), grey(steps, 100 + steps), strict=True):
             assert np.array_equal(found, expected)
@@ -276,7 +276,7 @@ def test_a_path_is_picked_by_mouse_and_by_keyboard(opened):
 
 
 def rows(page) -> list[list[int]]:
-    """A pixel of every picture, row by row; the noise first."""
+    """One pixel of every picture, row by row, noise first."""
     return [[shown(one)[5, 5] for one in row.locator("canvas").all()] for row in page.locator(".why-style").all()]
 
 
@@ -312,7 +312,7 @@ def test_another_noise_is_asked_for_and_its_row_goes_on_top(opened):
     put(page, element("digit-styles", styles(7)))
     assert [row[0] for row in rows(page)] == [207, 209, 203]
     put(page, element("digit-styles", styles(2, guidance=3)))
-    assert [row[0] for row in rows(page)] == [202]  # the others were drawn in another way
+    assert [row[0] for row in rows(page)] == [202]  # the others had other settings
 
 
 # ---- all three

@@ -1,4 +1,4 @@
-"""Kill a training run at random moments, resume it each time, and compare it with an uninterrupted one.
+"""Kill a training run at random moments, resume it each time, and compare it with an uninterrupted run.
 
 `python -m tests.recovery.kills 20`
 """
@@ -30,9 +30,9 @@ SMALL = (
 
 
 def killed(folder: Path, count: int, options: list[str], seed: int = 0) -> list[int]:
-    """Train a small run, killing it `count` times at random moments and resuming it: the steps each start began from.
+    """Train a small run, kill and resume it `count` times at random moments; returns the first step of each start.
 
-    It writes a checkpoint after every step, so that many of the kills hit the writing of one.
+    The run saves a checkpoint after every step, so that many kills happen during a save.
     """
     chance, resumed = random.Random(seed), []
     for kill in range(count + 1):
@@ -43,7 +43,7 @@ def killed(folder: Path, count: int, options: list[str], seed: int = 0) -> list[
         resumed.append(int(first.split()[-1]))
         if kill < count:
             total = int(first.split(": ")[1].split()[0].replace(",", ""))
-            for _ in range(chance.randrange(max(2, total // (2 * count)))):  # none: a kill before the first step
+            for _ in range(chance.randrange(max(2, total // (2 * count)))):  # 0: a kill before the first step
                 until_it_saves(folder, process)
             time.sleep(chance.uniform(0, 0.1))
             process.kill()
@@ -56,11 +56,11 @@ def killed(folder: Path, count: int, options: list[str], seed: int = 0) -> list[
 
 
 def until_it_saves(folder: Path, process: subprocess.Popen) -> None:
-    """Wait for the next checkpoint, or the end of the process."""
+    """Wait for the next checkpoint or the end of the process."""
     newest = folder / "runs/killed" / checkpoint.NEWEST
 
     def written():
-        with suppress(FileNotFoundError):  # none yet, or between two
+        with suppress(FileNotFoundError):  # none yet, or between two renames
             return newest.stat().st_mtime_ns
         return None
 
@@ -70,9 +70,9 @@ def until_it_saves(folder: Path, process: subprocess.Popen) -> None:
 
 
 def launch(folder: Path, arguments: list[str]) -> subprocess.Popen:
-    """The training command in that folder."""
+    """Start the training command in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    environment["TQDM_MININTERVAL"] = "60"  # nobody reads the progress bar, and a full pipe would block the run
+    environment["TQDM_MININTERVAL"] = "60"  # the pipe is not read; a full one would block the run
     command = [sys.executable, "-m", "training.train", *arguments]
     return subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -80,14 +80,14 @@ def launch(folder: Path, arguments: list[str]) -> subprocess.Popen:
 
 
 def different(folder: Path) -> list[str]:
-    """What the checkpoints of runs/whole and runs/killed do not agree on to the bit."""
+    """The entries that are not bit-identical in the checkpoints of runs/whole and runs/killed."""
     left, right = (flat(checkpoint.load(folder / "runs" / name)[0]) for name in ("whole", "killed"))
     assert left.keys() == right.keys()
     return [name for name in left if name != "seconds" and not equal(left[name], right[name])]
 
 
 def flat(state, prefix: str = "") -> dict:
-    """The leaves of nested dictionaries and lists, by their path."""
+    """The leaves of nested dictionaries and lists, by path."""
     if not isinstance(state, dict | list):
         return {prefix: state}
     items = state.items() if isinstance(state, dict) else enumerate(state)
@@ -99,7 +99,7 @@ def equal(a, b) -> bool:
 
 
 def compare(count: int, options: list[str], folder: Path) -> tuple[list[str], list[int]]:
-    """Train a small run with and without `count` kills: what differs, and the steps the killed one resumed from."""
+    """Train a small run with and without `count` kills; returns the differences and the steps it resumed from."""
     whole = launch(folder, ["--name", "whole", *SMALL, *options])
     try:
         steps = killed(folder, count, options)

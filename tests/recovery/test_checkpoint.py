@@ -1,4 +1,4 @@
-"""Nothing is lost: damaged checkpoints, kills, full disks, and two runs in one folder."""
+"""Robustness of runs: damaged checkpoints, kills, full disks, and two runs in one folder."""
 
 import json
 import random
@@ -28,10 +28,10 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path):
         state, notice = checkpoint.load(tmp_path)
         assert state["step"] == 1
         assert "damaged" in notice
-    checkpoint.save(tmp_path, {"step": 3})  # must not replace the whole one by the damaged one
+    checkpoint.save(tmp_path, {"step": 3})  # must not replace the intact one by the damaged one
     newest.write_bytes(flipped)
     assert checkpoint.load(tmp_path)[0]["step"] == 1
-    (tmp_path / "checkpoint.previous.pt").rename(tmp_path / "checkpoint.pt.new")  # a kill just before the renaming
+    (tmp_path / "checkpoint.previous.pt").rename(tmp_path / "checkpoint.pt.new")  # a kill just before the rename
     assert checkpoint.load(tmp_path)[0]["step"] == 1
     (tmp_path / "checkpoint.pt.new").unlink()
     with pytest.raises(OSError, match="no intact checkpoint"):
@@ -39,7 +39,7 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path):
 
 
 def test_flipped_bit_in_the_table_of_contents_is_damage_too(tmp_path):
-    """zipfile raises half a dozen kinds of exceptions for it."""
+    """zipfile raises many different exceptions for it."""
     checkpoint.save(tmp_path, {"step": 1})
     checkpoint.save(tmp_path, {"step": 2})
     whole, newest = (tmp_path / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt"
@@ -70,7 +70,7 @@ def test_resuming_from_a_damaged_checkpoint_repeats_the_steps_since_the_previous
 
 @contextmanager
 def files_of_at_most(size: int):
-    """The nearest thing to a full disk that every machine has."""
+    """Limit the file size: a portable substitute for a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -155,7 +155,7 @@ def test_second_process_in_a_folder_is_refused_and_the_first_continues(go, tmp_p
     assert "another process is training in runs/a" in capsys.readouterr().err
     assert command.train(first) == 0
     assert checkpoint.load(tmp_path / "runs/a")[0]["step"] == 8
-    assert go("--resume", "runs/a") == 0  # the folder is free again
+    assert go("--resume", "runs/a") == 0  # the folder is unlocked again
     assert [json.loads(line)["step"] for line in (tmp_path / "runs/a/history.jsonl").open()] == [0, 3, 8]
 
 

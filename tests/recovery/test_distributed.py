@@ -1,4 +1,4 @@
-"""Several processes do what one does."""
+"""Several processes train like a single one."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.server import ROOT
 from training import checkpoint, data
 
 WORKER = Path(__file__).with_name("float64_worker.py")
-SECONDS = 900  # after which the processes are taken to wait for each other
+SECONDS = 900  # timeout, in case the processes deadlock
 
 
 def test_slices_of_all_processes_are_the_global_batch():
@@ -32,7 +32,7 @@ def test_slices_of_all_processes_are_the_global_batch():
 
 @pytest.fixture
 def float64():
-    """In float32, where layers start at zero, AdamW turns rounding errors into steps of the full learning rate."""
+    """Use float64: in float32, AdamW turns rounding errors into full-size steps where layers start at zero."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

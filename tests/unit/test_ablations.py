@@ -21,7 +21,7 @@ EXTRACTOR = "e" * 64
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Run the command in an empty folder, without MNIST: its status, the lines of its table, and its messages."""
+    """Run the command in an empty folder, without MNIST; returns its status, table lines and messages."""
     monkeypatch.chdir(tmp_path)
     stub = SimpleNamespace(device=torch.device("cpu"), notes={"sha256": EXTRACTOR, "accuracy": 0.99})
     monkeypatch.setattr(ablations, "Reference", lambda device, root: stub)
@@ -40,7 +40,7 @@ def command(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def measured(small, tmp_path):
-    """Leave what a finished row leaves: its log, and its weights at two steps, measured with 2,000 digits."""
+    """Write the files of a finished row: its log, and weights at two steps with metrics on 2,000 digits."""
 
     def measured(name: str, figures: list[tuple[float, float, float]]):
         run = tmp_path / f"runs/ablation-{name}"
@@ -65,14 +65,14 @@ FIGURES = [(4.5, 0.9, 0.95), (2.346, 0.951, 0.9712)]
 
 @pytest.fixture
 def pictures(monkeypatch) -> list:
-    """The arguments of each picture, which is not drawn."""
+    """Record the arguments of each plot instead of drawing it."""
     drawn = []
     monkeypatch.setattr(ablations.plots, "loss_and_quality", lambda path, *rest: drawn.append((str(path), *rest)))
     return drawn
 
 
 def test_lines_and_picture_show_the_saved_figures(command, measured, monkeypatch, pictures):
-    """The loss is the mean of the last tenth of the log lines, of ten or of twenty here."""
+    """The loss is the mean of the last tenth of the log lines, here of ten or twenty."""
     monkeypatch.setattr(ablations, "train", lambda name, config: 0)
     measured("3e-3", FIGURES)
     measured("uniform", [(4.5, 0.9, 0.95), (1.2, 0.962, 0.9823)])
@@ -113,7 +113,7 @@ def test_rank_correlation_knows_order_only():
 
 
 def test_labels_of_the_picture_keep_their_order_and_distance():
-    apart = plots.spread([0.5, 0.1, 0.52, 0.9, 0.5], 0.1)  # three of them around their mean
+    apart = plots.spread([0.5, 0.1, 0.52, 0.9, 0.5], 0.1)  # three of them are spread around their mean
     assert apart == pytest.approx([0.40667, 0.1, 0.60667, 0.9, 0.50667], abs=1e-4)
 
 
@@ -174,7 +174,7 @@ def test_row_started_with_other_flags_is_refused(command, tmp_path, monkeypatch)
 
 
 def test_row_with_initial_weights_is_trained_once(command, go, small_weights, root, tmp_path, monkeypatch):
-    """The network is that of --init, whatever size the flags would give; a finished row starts no trainer."""
+    """The network comes from --init, regardless of the size flags; a finished row starts no trainer."""
     started, first = [], {"stop_after": 2, "depth": 2}
 
     def run(command):
@@ -195,7 +195,7 @@ def test_row_with_initial_weights_is_trained_once(command, go, small_weights, ro
 
 @pytest.mark.slow
 def test_table_of_real_runs_resumes_and_repeats_nothing(command, go, reference, mnist_root, tmp_path, monkeypatch):
-    """One row is interrupted at step 5, the release is new; then the first row once more."""
+    """One row resumes from step 5, the release is new; then the first row is repeated."""
     pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(ablations, "Reference", lambda device, root: reference)
@@ -229,5 +229,5 @@ def test_table_of_real_runs_resumes_and_repeats_nothing(command, go, reference, 
     assert command("3e-3-bare", *arguments) == (0, table[:3], "")
     assert ([path.stat().st_mtime_ns for path in measured], (run / "metrics.jsonl").read_bytes()) == before
     again = flat(checkpoint.load(run)[0])
-    assert [name for name in state if not equal(state[name], again[name])] == []  # the time spent included
+    assert [name for name in state if not equal(state[name], again[name])] == []  # including the time spent
     assert [json.loads(line)["step"] for line in (run / "history.jsonl").open()] == [0, 5]

@@ -1,4 +1,4 @@
-"""The card says what metrics.json says, and so does the README."""
+"""The model cards and the README show the figures of metrics.json."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def add(folder: Path, **parts) -> None:
 
 
 def joined(written: ModelCard) -> str:
-    """The text with every line break as a space."""
+    """The text with all line breaks replaced by spaces."""
     return " ".join(written.text.split())
 
 
@@ -93,7 +93,7 @@ def test_the_table_shows_drawn_beside_real():
     lines = results_table({"evaluation": row(), "cas": cas}).splitlines()
     assert "| FD ÷ floor | 1.23 | 1.00 |" in lines
     assert "| class accuracy | 99.21% | 99.57% |" in lines
-    assert "| CAS | 98.10% | 99.40% |" in lines  # the one drawn in the same way
+    assert "| CAS | 98.10% | 99.40% |" in lines  # the row with the same sampling settings
     assert len(lines) == 2 + len(FIGURES)
     assert "CAS" not in results_table({"evaluation": row(), "cas": cas[1:]})
     assert results_table({}) == ""
@@ -179,7 +179,7 @@ def test_errors_are_sentences(tmp_path, capsys):
 
 
 def test_the_readme_and_the_cards_show_the_bundled_figures():
-    """The README has those of the velocity network, with which the page opens."""
+    """The README shows those of the velocity network, which the page uses at first."""
     teacher = weights.BUNDLED / weights.TEACHER
     table, of_map = (
         results_table(json.loads((folder / weights.METRICS).read_text(encoding="utf-8")))

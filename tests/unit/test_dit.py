@@ -9,7 +9,7 @@ from model.dit import DiT, Stream, rotary_table, rotate
 
 @pytest.fixture
 def network(small) -> DiT:
-    """A small network without zero parameters, in which attention is not nearly uniform."""
+    """A small network without zero parameters and with attention that is far from uniform."""
     for name, parameter in small.named_parameters():
         if name.endswith("qk_scale"):
             torch.nn.init.ones_(parameter)
@@ -145,7 +145,7 @@ def test_without_qk_norm_queries_and_keys_are_those_of_the_projection():
 
 @pytest.mark.parametrize("t", [1.0, 0.4, 0.05, 0.01])
 def test_a_predicted_image_is_the_velocity_from_there(monkeypatch, t):
-    """(x_t − image) / t is the velocity of the path; below 0.05 it is divided by 0.05."""
+    """(x_t − image) / t is the velocity of the path; for t below 0.05, the divisor is 0.05."""
     network = DiT(width=32, depth=1, heads=2, predicts_image=True)
     image, noise, labels = torch.rand(3, 1, 28, 28), torch.randn(3, 1, 28, 28), torch.arange(3)
     x, v = flow.path(image, noise, torch.full((3,), t))

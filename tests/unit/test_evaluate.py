@@ -1,4 +1,4 @@
-"""Measuring: real digits and known failures get their figures; the command's files, how it resumes, and its errors."""
+"""Evaluation: metrics of real digits and known failures; the command's files, resuming and errors."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ COUNT = 2000
 
 @pytest.fixture(scope="module")
 def real(reference):
-    """Real digits as if somebody had drawn them: test digits that are not among the 2,000 they are compared with."""
+    """Real digits in place of drawn ones: test digits not among the 2,000 they are compared with."""
     return reference.test[COUNT : 2 * COUNT], reference.test_labels[COUNT : 2 * COUNT]
 
 
@@ -72,7 +72,7 @@ def test_torchmetrics_accepts_the_extractor_itself(reference):
 def test_real_digits_measure_like_real_digits(reference, real):
     drawn, floor = reference.compare(*real)
     assert 0.5 < drawn["fd_ratio"] < 2
-    # two thousand training digits are closer to the training set than test digits are, but not at distance 0
+    # 2,000 training digits are closer to the training set than test digits, but not at distance 0
     assert 0.1 < floor["fd_train_subset"] < 0.75 * floor["fd_train"] < 0.75
     assert floor["fd_ratio"] == 1
     for name in ("precision", "recall", "coverage"):
@@ -125,7 +125,7 @@ def test_copies_are_found_and_real_test_digits_are_not_copies(reference, real):
 
 
 class TinyExtractor(nn.Module):
-    """Stands in for the extractor where its features need not mean anything."""
+    """A substitute for the extractor where features need no meaning."""
 
     def __init__(self):
         super().__init__()
@@ -137,7 +137,7 @@ class TinyExtractor(nn.Module):
 
 
 def toy_load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise with a white line, whose row is the class: 400 training and 300 test images."""
+    """Noise with a white line whose row encodes the class: 400 training and 300 test images."""
     size = 400 if train else 300
     labels = torch.arange(size) % 10
     generator = torch.Generator().manual_seed(int(train))
@@ -148,7 +148,7 @@ def toy_load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, to
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path) -> Path:
-    """A folder of untrained weights; data set, extractor, sweeps and plots are replaced by what is small or fast."""
+    """A folder of untrained weights; data set, extractor, sweeps and plots are replaced by small or fast ones."""
     tiny, (pixels, labels) = TinyExtractor().requires_grad_(False), toy_load("mnist", "", train=False)
     notes = {"sha256": "e" * 64, "accuracy": extractor.accuracy(extractor.extract(tiny, pixels)[1], labels)}
     for module, name, value in (
@@ -173,7 +173,7 @@ def save_toy(folder: Path, patch: int = 7, **sampling) -> None:
     torch.manual_seed(0)
     network = DiT(width=16, depth=1, heads=1, patch=patch)
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)  # the velocity of a fresh network is 0, whatever the settings
+        torch.nn.init.normal_(parameter, std=0.2)  # a fresh network has velocity 0 for all settings
     weights.save(network, folder, SamplingConfig(**sampling), {"training": {"data": "mnist", "epochs": 1}})
 
 
@@ -190,7 +190,7 @@ def points(rows: list[dict]) -> list[tuple]:
 
 
 def counted(monkeypatch, stop_after: int | None = None) -> list[int]:
-    """The sizes of the sets that are compared from now on; Ctrl-C arrives after `stop_after` of them."""
+    """The sizes of the sets compared from now on; raises KeyboardInterrupt after `stop_after` of them."""
     sizes, compare = [], Reference.compare
 
     def counting(self, pixels, labels):
@@ -247,7 +247,7 @@ def test_a_stopped_sweep_continues_where_it_was(toy, monkeypatch):
     sizes = counted(monkeypatch)
     assert run(toy, "--full") == 0
     found = read(toy)
-    assert found["sweeps"][:2] == first  # not measured again
+    assert found["sweeps"][:2] == first  # reused
     assert points(found["sweeps"][2:]) == [(2, 2.0, 1.63206), (2, 1.0, 3.0)]
     assert found["sweeps"][3]["drawn"] != found["sweeps"][1]["drawn"]  # the shift reaches the sampler
     assert points([found["evaluation"]]) == [(2, 1.0, 1.63206)]
@@ -307,7 +307,7 @@ def test_a_row_drawn_by_another_sampler_is_not_used(toy):
 
 
 def test_measuring_leaves_the_sampling_defaults_alone(toy):
-    """After a sweep over the time shift, the headline is still drawn with the shift of the weights."""
+    """After a sweep over the time shift, the headline still uses the shift of the weights."""
     samples = GeneratedSamples(str(toy), CPU)
     drawing = drawing_of(samples, 256)
     before = samples.digits(**drawing)[0]
@@ -326,7 +326,7 @@ def test_measuring_leaves_the_sampling_defaults_alone(toy):
 
 
 class NoCache(dict):
-    """Forgets what was drawn, so that every row draws anew."""
+    """A cache that never hits, so that every row is drawn again."""
 
     def __contains__(self, key) -> bool:
         return False
@@ -440,7 +440,7 @@ def test_parts_are_measured_in_their_order(options, parts, monkeypatch, tmp_path
 
 
 def sentence(capsys, options: list[str], part: str) -> None:
-    """The command ends with exit status 2 and one line that holds `part`."""
+    """Assert that the command ends with exit status 2 and one line with `part`."""
     with pytest.raises(SystemExit) as stop:
         evaluate.main([*options, "--device", "cpu"])
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -30,7 +30,7 @@ def test_one_step_is_eulers():
 
 
 def test_a_velocity_linear_in_time_is_integrated_exactly_between_the_first_and_the_last_step():
-    """v = 2t from 1 to 0 leads to x − 1, whatever the step sizes; the two Euler steps are off by their squares."""
+    """v = 2t from 1 to 0 gives x − 1 for any step sizes; the two Euler steps are off by their squares."""
     x = torch.zeros(1, dtype=torch.float64)
     times = [1, 0.9, 0.55, 0.5, 0.1, 0]
     assert last(lambda x, t, t_next: torch.full_like(x, 2 * t), x, times).item() == pytest.approx(-1 - 0.1**2 - 0.1**2)
@@ -60,7 +60,7 @@ def test_second_order_convergence_on_gaussian_data():
         return -mean + (t - (1 - t) * variance) / spread * (x - (1 - t) * mean)
 
     noise = torch.randn(100, 1, 1, 1, dtype=torch.float64)
-    exact = mean + variance**0.5 * noise  # the flow keeps every quantile
+    exact = mean + variance**0.5 * noise  # the flow preserves quantiles
     errors = [(last(velocity, noise, flow.time_grid(n, SHIFT)) - exact).abs().max().item() for n in (256, 512, 1024)]
     assert errors[-1] < 1e-5
     for coarse, fine in pairwise(errors):

@@ -1,4 +1,4 @@
-"""The flow map: the network, its jumps, and distillation on data whose map is known in closed form."""
+"""The flow map: network, jumps, and distillation on data with a closed-form map."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ TIMES = flow.time_grid(4, 1.63)
 
 @pytest.fixture
 def flow_map(small) -> FlowMap:
-    """A map without zero parameters, so that it depends on s and on the guidance."""
+    """A map whose last embedder layers are nonzero, so that it depends on s and on the guidance."""
     new = FlowMap.from_velocity(small)
     for embedder in (new.embed_step, new.embed_guidance):
         torch.nn.init.normal_(embedder.mlp[2].weight, std=0.1)
@@ -34,7 +34,7 @@ def flow_map(small) -> FlowMap:
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    """Six images, each with its times, class and guidance; one has the null class, and one has s = t."""
+    """Six images with their times, classes and guidance; one has the null class, and one has s = t."""
     return {
         "x": torch.randn(6, 1, 28, 28),
         "t": torch.tensor([1.0, 0.8, 0.5, 0.5, 0.2, 1.0]),
@@ -44,7 +44,7 @@ def inputs() -> dict[str, torch.Tensor]:
     }
 
 
-# ---- Gaussian images: x_t is N(0, spread(t)²), so the flow scales x
+# ---- Gaussian images: x_t ~ N(0, spread(t)²), so the flow scales x
 
 
 def spread(t):
@@ -61,7 +61,7 @@ def gaussian_average(x, t, s):
 
 
 class GaussianTeacher(torch.nn.Module):
-    """The velocity of Gaussian images, twice as fast for the null class as for all others."""
+    """The velocity of Gaussian images, doubled for the null class."""
 
     null_label = 12
 
@@ -94,7 +94,7 @@ def test_map_depends_on_where_it_jumps_and_on_the_guidance(flow_map, inputs, cha
 def test_swapped_times_give_something_else(flow_map, inputs):
     swapped = {**inputs, "t": inputs["s"], "s": inputs["t"]}
     differs = (flow_map(**inputs) - flow_map(**swapped)).abs().amax((1, 2, 3)) > 1e-3
-    assert differs.tolist() == [True, True, False, True, True, True]  # but where s = t
+    assert differs.tolist() == [True, True, False, True, True, True]  # except where s = t
 
 
 def test_cached_modulations_are_those_of_the_forward_pass(flow_map, inputs):
@@ -125,7 +125,7 @@ def test_film_of_jumps_has_velocities_and_where_each_state_leads():
     x = torch.randn(2, 1, 28, 28)
     for state in list(flow.jump(gaussian_average, x, TIMES, film=True))[:-1]:
         torch.testing.assert_close(state.v, gaussian_velocity(state.x, state.t))
-        torch.testing.assert_close(state.image, SIGMA * x)  # from everywhere
+        torch.testing.assert_close(state.image, SIGMA * x)  # from every state
     assert all(state.v is None for state in flow.jump(gaussian_average, x, TIMES))
 
 
@@ -140,7 +140,7 @@ def test_a_step_is_one_forward_with_three_rows_for_a_film(flow_map, monkeypatch)
     list(states(flow_map, torch.tensor([3, 4]), [0, 1], SamplingConfig(4, 3.0)))
     assert calls == [2] * 4
     draw_film(flow_map, torch.tensor([3, 4]), [0, 1], SamplingConfig(4, 3.0))
-    assert calls == [2] * 4 + [6, 6, 6, 4]  # the last step is where its state leads
+    assert calls == [2] * 4 + [6, 6, 6, 4]  # the last step needs no separate prediction
 
 
 @pytest.mark.parametrize(("asked", "drawn", "label"), [(0, 1, 12), (0.5, 1, 3), (1, 1, 3), (1.15, 1.15, 3), (5, 5, 3)])
@@ -211,7 +211,7 @@ class GaussianMap(torch.nn.Module):
 
 
 def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
-    """The teacher's velocity under guidance w is (2 − w) times that of its class, as above."""
+    """The teacher's velocity at guidance w is (2 − w) times that of its class, as above."""
     teacher = GaussianTeacher()
     source = Consistency(GaussianMap(), teacher, 1.63, None)
     inputs["labels"].fill_(3)
@@ -222,7 +222,7 @@ def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
     torch.testing.assert_close(found[still], (power * gaussian_velocity(inputs["x"], t))[still])
     exact = GaussianMap()(**inputs)
     torch.testing.assert_close(found[~still], exact[~still], atol=0.01, rtol=0.01)
-    assert (found[~still] + exact[~still]).abs().mean() > 0.3  # a swapped sign would be far off
+    assert (found[~still] + exact[~still]).abs().mean() > 0.3  # a wrong sign would be far off
 
 
 def test_jumps_cover_all_times_and_guidance_scales():
@@ -254,7 +254,7 @@ TINY = ["--batch=64", "--epochs=0.18", "--no-compile", "--log-every=1", "--warmu
 
 @pytest.fixture
 def distil(small_weights, root, tmp_path, monkeypatch):
-    """Run the command on a tiny teacher and return its status; with `stop_after`, SIGTERM arrives after that step."""
+    """Run the command on a tiny teacher and return its status; with `stop_after`, SIGTERM is raised after that step."""
     monkeypatch.chdir(tmp_path)
 
     def distil(*arguments, stop_after=None):
@@ -278,7 +278,7 @@ def distil(small_weights, root, tmp_path, monkeypatch):
 def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weights, tmp_path):
     assert distil("--name", "whole", "--teacher", str(small_weights)) == 0
     assert distil("--name", "parts", "--teacher", str(small_weights), stop_after=4) == 143
-    (small_weights / "model.safetensors").unlink()  # from here on, the run's own copy of the teacher is enough
+    (small_weights / "model.safetensors").unlink()  # from now on, the run's own copy of the teacher suffices
     assert distil("--resume", "runs/parts") == 0
     whole, parts = (flat(checkpoint.load(tmp_path / "runs" / name)[0]) for name in ("whole", "parts"))
     assert [name for name in whole if not equal(whole[name], parts[name])] == ["seconds"]
@@ -294,7 +294,7 @@ def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weight
 
 
 def test_another_teacher_is_refused_on_resume(distil, small_weights, tmp_path, capsys):
-    """The run's own copy is gone, and other weights lie where its teacher was."""
+    """The run's own copy is gone, and the teacher's folder holds other weights."""
     assert distil("--name", "a", "--teacher", str(small_weights), stop_after=2) == 143
     shutil.rmtree(tmp_path / "runs/a/weights")
     weights.save(DiT(width=16, depth=1, heads=1), small_weights, SamplingConfig(), {})

@@ -1,4 +1,4 @@
-"""Weights, metrics and samples from strangers: each is loaded or refused in one sentence, before it costs anything."""
+"""Untrusted weights, metrics and samples: each is loaded or rejected early with a one-sentence error."""
 
 import ast
 import json
@@ -35,7 +35,7 @@ def edit(folder: Path, name: str = "metrics.json", **parts) -> None:
 
 
 def refused(call, *arguments, words: str = "") -> str:
-    """The one short sentence with which a call refuses its arguments."""
+    """The short error message with which a call rejects its arguments."""
     with pytest.raises((ValueError, OSError), match=words) as caught:
         call(*arguments)
     sentence = masked(caught.value)
@@ -172,7 +172,7 @@ def test_a_recorded_command_is_only_compared(command):
     assert not is_default(command)
 
 
-# ---- causes that can be recognized
+# ---- recognizable causes
 
 
 def test_a_pointer_of_git_lfs_is_named(small_weights, tmp_path):
@@ -254,7 +254,7 @@ def test_an_older_python_is_told_so(monkeypatch):
 
 
 def bomb(path: Path, shape: tuple, dtype: str = "|u1", size: int = 0) -> Path:
-    """An .npz whose images have a header of this shape and `size` zeros, which deflate a thousandfold."""
+    """An .npz whose images have a header of this shape and `size` zeros, which compress a thousandfold."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("images.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_2_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
@@ -266,7 +266,7 @@ def bomb(path: Path, shape: tuple, dtype: str = "|u1", size: int = 0) -> Path:
 
 
 def test_an_archive_is_not_unpacked_before_its_size_is_known(tmp_path, monkeypatch):
-    assert MAX_BYTES > 784 * 1_000_000 + 8_000_000 + 1000  # the most that model.generate writes
+    assert MAX_BYTES > 784 * 1_000_000 + 8_000_000 + 1000  # the largest file of model.generate
     monkeypatch.setattr("training.own_images.MAX_BYTES", 2**21)
     path = bomb(tmp_path / "a.npz", (4096, 28, 28), size=4 * 2**20)
     monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail("it is read"))
@@ -301,7 +301,7 @@ def test_a_distortion_is_named(monkeypatch, distorted):
 
 
 def read(pixels):
-    """Features, and the class by the place of one white pixel on black, as an extractor gives them."""
+    """The result of an extractor: features, and the class from the position of one white pixel on black."""
     scores = torch.stack([pixels[:, 2 * k, 3] for k in range(10)], 1).int()
     sure = (pixels.flatten(1).float().mean(1) < 2) & (scores.max(1).values > 100)
     return pixels, torch.where(sure, scores.argmax(1), -1)

@@ -30,7 +30,7 @@ from model.sampling import (
 
 
 def close(a, b) -> bool:
-    """Equal up to rounding: products of other batch sizes differ in the last bit."""
+    """Whether images are equal up to rounding, which depends on the batch size."""
     return (a.int() - b.int()).abs().max() <= 1
 
 
@@ -133,8 +133,8 @@ def test_a_film_keeps_every_state_of_each_digit(small):
     assert {pictures.shape[1:] for pictures in (film.noisy, film.predicted, film.velocity)} == {(2, 28, 28)}
     assert torch.equal(film.noisy[0], images.to_pixels(noise([7, 8]), small.pixel_mean, small.pixel_std))
     assert torch.equal(film.predicted[-1], film.digits)
-    assert close(film.predicted[-2], film.digits)  # the last step goes to the image predicted there
-    for before, after in pairwise(range(3)):  # which no other state shows yet
+    assert close(film.predicted[-2], film.digits)  # the last step ends at the predicted image
+    for before, after in pairwise(range(3)):  # the other predictions differ
         assert not close(film.predicted[before], film.predicted[after])
     states = [image.unsqueeze(1).double() for image in (film.noisy[0], film.predicted[0])]
     arrow = (states[0] - states[1]) / small.pixel_std / 6 + 127.5  # x_1 − (x_1 − v); ±3 span 0 to 255
@@ -145,7 +145,7 @@ def test_a_film_keeps_every_state_of_each_digit(small):
 
 
 class Turns:
-    """A turn that counts, and raises after `allowed` of them."""
+    """A counter of turns that raises after `allowed` of them."""
 
     def __init__(self, allowed: int = 10**9):
         self.allowed, self.taken, self.inside = allowed, 0, False
@@ -184,7 +184,7 @@ def test_waiting_for_turns_is_not_part_of_the_time_of_a_drawing(small, monkeypat
 
     @contextmanager
     def turn():
-        clock[0] += 100  # until the others are done
+        clock[0] += 100  # waiting for others
         yield
         clock[0] += 0.25
 
@@ -219,7 +219,7 @@ def sketch() -> torch.Tensor:
 
 @pytest.mark.parametrize("guidance", [1, 2])
 def test_a_class_that_changes_at_1_was_the_other_from_the_start_and_at_0_never_changes(small, monkeypatch, guidance):
-    monkeypatch.setattr(small, "velocity", lambda x, _, labels: x - labels.view(-1, 1, 1, 1) / 10)  # classes matter
+    monkeypatch.setattr(small, "velocity", lambda x, _, labels: x - labels.view(-1, 1, 1, 1) / 10)  # class-dependent
     turns, config = Turns(), SamplingConfig(steps=5, guidance=guidance)
     film = change_class(small, 3, 8, 7, config, [1, 0.6, 0], turns)
     assert turns.taken == 5
@@ -245,7 +245,7 @@ def test_a_morph_ends_at_the_digits_of_both_seeds(small):
     assert close(film.noisy[:, [0, 4]], ends.noisy)
     half = (noise([7]) + noise([9])) / (noise([7]) + noise([9])).norm() * noise([7]).norm()
     middle = film.noisy[0, 2].int() - images.to_pixels(half, small.pixel_mean, small.pixel_std)[0].int()
-    assert middle.abs().float().mean() < 4  # the norms of the two differ by a few per cent
+    assert middle.abs().float().mean() < 4  # their norms differ by a few per cent
 
 
 def test_a_sketch_is_kept_at_0_and_forgotten_at_1(small, sketch):
@@ -268,7 +268,7 @@ def test_a_sketch_goes_on_from_its_mixture_with_noise(small, sketch):
     mixture = 0.8 * noise([7]) + 0.2 * images.to_model(sketch.unsqueeze(0), small.pixel_mean, small.pixel_std)
     assert torch.equal(film.noisy[0], images.to_pixels(mixture, small.pixel_mean, small.pixel_std))
     v = small(mixture, torch.tensor([0.8]), torch.tensor([3]))
-    x = mixture + (film.times[1] - 0.8) * v  # the first step is Euler's
+    x = mixture + (film.times[1] - 0.8) * v  # the first step is an Euler step
     assert close(film.noisy[1], images.to_pixels(x, small.pixel_mean, small.pixel_std))
     with pytest.raises(ValueError, match=r"noise must be a number from 0 to 1, not 2"):
         finish(small, sketch, 3, 7, 2, config)
@@ -277,7 +277,7 @@ def test_a_sketch_goes_on_from_its_mixture_with_noise(small, sketch):
 
 
 def run(capsys, *arguments):
-    """Status of the command, and what it printed on stderr."""
+    """The command's status and stderr output."""
     try:
         status = main([str(argument) for argument in arguments])
     except SystemExit as stop:

@@ -1,4 +1,4 @@
-"""Which module may import which."""
+"""Rules for imports between modules."""
 
 import ast
 from pathlib import Path
@@ -16,7 +16,7 @@ def module(path: Path) -> str:
 
 
 def imported(source: str) -> set[str]:
-    """Every module that a source imports anywhere; for `from a import b` both `a` and `a.b`."""
+    """All modules imported anywhere in a source; for `from a import b`, both `a` and `a.b`."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -28,7 +28,7 @@ def imported(source: str) -> set[str]:
 
 
 IMPORTS = {module(path): imported(path.read_text(encoding="utf-8")) for path in FILES}
-# Commands are the app and the modules with a main block right in model/ and training/; below those are libraries.
+# Commands are the app and the modules with a main block directly in model/ and training/; subfolders hold libraries.
 COMMANDS = {
     module(path)
     for path in FILES
@@ -37,7 +37,7 @@ COMMANDS = {
 
 
 def outside(name: str, *allowed: str) -> set[str]:
-    """The packages of the project, except the `allowed`, that a module imports."""
+    """The project's packages that a module imports, except the `allowed` ones."""
     packages = {imported.split(".")[0] for imported in IMPORTS[name]}
     return packages & {"app", "model", "training", "tests"} - set(allowed)
 

@@ -1,4 +1,4 @@
-"""A flow map, with its teacher or without, through all that draws, measures and publishes."""
+"""A flow map, with or without its teacher, in drawing, evaluation and publishing."""
 
 import base64
 import json
@@ -48,7 +48,7 @@ def test_a_map_is_drawn_with_a_guidance_that_it_knows_and_that_is_said(small, sm
     fit = config.for_network(small_map)
     assert fit == replace(config, guidance=expected)
     assert fit.note(asked) == (NOTE if asked != expected else "")
-    assert fit.note(None) == ""  # nobody asked
+    assert fit.note(None) == ""  # no guidance was asked for
     assert config.for_network(small) == config
 
 
@@ -81,7 +81,7 @@ def test_no_row_is_recorded_under_a_guidance_it_was_not_drawn_with(map_weights, 
     assert samples.sampler == FlowMap.sampler
 
 
-# ---- what is drawn
+# ---- drawing
 
 
 def test_paths_show_where_a_map_jumps_to(small, small_map):
@@ -125,7 +125,7 @@ def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     assert (film["guidance"], film["kind"]) == (1, "flow map")
     assert note == {"field": "guidance", "sentence": NOTE, "harmless": True}
     assert studio.digit_tab(["7", 5, 2, 0])[1] is None
-    assert studio.digit_tab(["7", None, 2, 0.5])[1]["field"] == "seed"  # a problem comes before a note
+    assert studio.digit_tab(["7", None, 2, 0.5])[1]["field"] == "seed"  # an error takes precedence over a note
     subject, film, note, *_ = studio.visit({"digit": "3", "guidance": "0.9", "steps": "2"})
     assert (subject[3], film["guidance"], note["sentence"]) == (1, 1, NOTE)
     assert studio.visit({"digit": "3", "guidance": "2", "steps": "2"})[2] is None
@@ -167,11 +167,11 @@ def test_many_steps_are_drawn_by_the_teacher(map_weights, tmp_path, capsys):
         options = ["--weights", str(map_weights), "--labels", "3", "--count", "1", "--seed", "7", "--device", "cpu"]
         assert generate.main([*options, "--steps", str(steps), "--guidance", "2", "--out", str(out)]) == 0
         assert (np.load(out)["images"] == expected.numpy()).all()
-    assert studio.digit_tab(["3", 7, many, 0.5])[1] is None  # the teacher knows every guidance
+    assert studio.digit_tab(["3", 7, many, 0.5])[1] is None  # the teacher supports any guidance
     alone = replace(loaded, sampling=SamplingConfig(20, 1.5)).alone()
     assert (alone.network_for(many), alone.teacher) == (loaded.network, None)
     assert alone.sampling == SamplingConfig(few, 1.5)
-    assert loaded.alone().sampling == loaded.sampling  # four steps already
+    assert loaded.alone().sampling == loaded.sampling  # already four steps
     assert loaded.teacher.alone() is loaded.teacher
     assert loaded.teacher.network_for(few) is loaded.teacher.network
 
@@ -186,7 +186,7 @@ def test_only_what_is_shown_takes_more_than_one_row_a_step(map_weights, monkeypa
         call()
         return sum(calls)
 
-    assert of(lambda: studio.digit_tab(["7", 5, 4, 2.0])) == 3 * 4 - 1  # the last jump ends where its prediction is
+    assert of(lambda: studio.digit_tab(["7", 5, 4, 2.0])) == 3 * 4 - 1  # the last jump ends at its prediction
     rows = (
         lambda: studio.number_tab(["42"], ["7", 5, 4, 2.0]),
         lambda: studio.draw_api("7", 5, 4, 2.0),
@@ -292,7 +292,7 @@ def test_the_card_of_a_map_tells_both_stages_and_where_the_teacher_is(map_weight
         "hf download me/digits",
     ):
         assert part in words
-    assert "trainer's defaults" not in words  # its flags mean something else in another command
+    assert "trainer's defaults" not in words  # its flags have other meanings in another command
     assert "flow-map" in written.data.tags
     of_teacher = card(map_weights / weights.TEACHER)
     assert "trained with rectified flow." in of_teacher.text

@@ -1,4 +1,4 @@
-"""Metrics and their plots against known answers."""
+"""Metrics and their plots, checked against known answers."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ for package in ("torchmetrics", "matplotlib"):
 
 
 def cloud(mean, covariance, count: int = 400, seed: int = 0) -> torch.Tensor:
-    """Points whose sample mean and sample covariance are exactly these."""
+    """Points with exactly this sample mean and covariance."""
     covariance = torch.tensor(covariance, dtype=torch.float64)
     points = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     points = points - points.mean(0)

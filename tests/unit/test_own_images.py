@@ -1,4 +1,4 @@
-"""Images of your own: how they are read, and the names of their classes from the trainer to the page."""
+"""Custom images: how they are read, and their class names from the trainer to the page."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ def grey(path, array) -> None:
 
 @pytest.fixture
 def pets(tmp_path):
-    """A folder of two classes with 20 images each, and things that are none."""
+    """A folder of two classes with 20 images each, and entries that are not images."""
     for i in range(20):
         grey(tmp_path / f"pets/cat/{i}.png", np.full((28, 28), i))
         grey(tmp_path / f"pets/my dog/more/{i}.PNG", np.full((40, 30, 3), 200 + i))
@@ -154,7 +154,7 @@ def test_classes_are_named_or_counted():
     assert parse_labels("dog,t-shirt", 3, names=names).tolist() == [2, 1, 2]
     assert parse_labels("0-2", 3, names=names).tolist() == [0, 1, 2]
     assert parse_labels("cat-dog", 3, names=names).tolist() == [0, 1, 2]
-    assert parse_labels("7,3", 2, names=("3", "7")).tolist() == [1, 0]  # names that are numbers are no places
+    assert parse_labels("7,3", 2, names=("3", "7")).tolist() == [1, 0]  # names that are numbers are not positions
     for text in ("3", "bird", "mnist", "0", "9" * 900):
         with pytest.raises(ValueError, match=r"^class must be one of"):
             parse_labels(text, 3, names=names if text != "0" else ("3", "7"))
@@ -198,7 +198,7 @@ def test_own_images_train_and_draw_from_one_command_each(pets, tmp_path, monkeyp
     network = weights.load(str(folder), dtype=torch.float32).network
     assert (network.null_label, network.class_names) == (2, ("cat", "my dog"))
     with Image.open(tmp_path / "runs/own/previews/0000005.png") as preview:
-        assert preview.width > preview.height  # two classes beside each other
+        assert preview.width > preview.height  # two classes side by side
     for labels, expected in ((["--labels", "my dog,cat"], [1, 0, 1]), (["--labels", "1"], [1, 1, 1]), ([], [0, 1, 0])):
         draw = ["--weights", str(folder), "--count", "3", "--steps", "1", "--out", "d.npz", "--device", "cpu", *labels]
         assert generate.main(draw) == 0
@@ -207,7 +207,7 @@ def test_own_images_train_and_draw_from_one_command_each(pets, tmp_path, monkeyp
     assert "ask for one of cat, my dog." in text
     assert "--labels 'cat,my dog' --count" in text
     assert "mnist" not in text.lower()
-    # Other images from these weights: the network is kept, the classes start anew.
+    # Other images with these weights: the network is kept, the class embedding is new.
     (pets / "cat").rename(pets / "bird")
     assert train("--data", "pets", "--name", "next", "--init", folder) == 0
     assert weights.read(tmp_path / "runs/next/weights").network.class_names == ("bird", "my dog")

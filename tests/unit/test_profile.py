@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the table of `python -m training.benchmark --profile`."""
+"""The time breakdown of a training step: the table of `python -m training.benchmark --profile`."""
 
 import re
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from tests.conftest import TINY, flags
 from training.benchmark import REST, lines, main, part_of, parts
 
 NATIVE, APPLY = "void at::native::", "void at::native::(anonymous namespace)::multi_tensor_apply_kernel"
-NAMES = {  # as an H200 runs them, and as the host calls them
+NAMES = {  # of kernels on an H200 and of operators on the host
     "matrix products": (
         "nvjet_tst_128x128_64x6_2x1_v_bz_splitK_NTN",
         "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_kernel__5x_cublas",
@@ -76,7 +76,7 @@ def test_every_kernel_belongs_to_its_part(part):
 
 
 def test_host_and_device_are_counted_apart_and_per_step():
-    """Two steps in 10 ms; the kernel of an operator is an event of its own, and a span of kernels counts nothing."""
+    """Two steps in 10 ms; a kernel is a separate event from its operator, and a span of kernels is not counted."""
 
     def event(key, device, count, host, kernels, span=False):
         return SimpleNamespace(
@@ -84,7 +84,7 @@ def test_host_and_device_are_counted_apart_and_per_step():
             device_type=device,
             count=count,
             self_cpu_time_total=host,  # µs
-            self_device_time_total=kernels,  # µs; an operator has those of its kernels too
+            self_device_time_total=kernels,  # µs; an operator includes its kernels
             is_user_annotation=span,
         )
 
@@ -104,7 +104,7 @@ def test_host_and_device_are_counted_apart_and_per_step():
     assert found.keys() == {"matrix products", "gradient norm, AdamW", REST}
     assert found["matrix products"] == pytest.approx([3, 1.5, 3, 0.4])
     assert found["gradient norm, AdamW"] == pytest.approx([1, 0.5, 0, 0])
-    assert found[REST] == pytest.approx([5, 3.0, 0, 0])  # what the host's operators leave of 5 ms
+    assert found[REST] == pytest.approx([5, 3.0, 0, 0])  # the rest of 5 ms after the host's operators
     assert lines(table) == [
         "| part of a step | calls | host, ms | kernels | device, ms |",
         "| --- | ---: | ---: | ---: | ---: |",

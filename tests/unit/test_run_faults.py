@@ -1,4 +1,4 @@
-"""What a stranger or an odd machine can do to a run: its logs, checkpoints, values, files and environment."""
+"""Faults of a run: damaged or foreign logs, checkpoints, values, files and environments."""
 
 import json
 import shlex
@@ -62,14 +62,14 @@ def test_unreadable_lines_never_stop_a_run(stopped, go, capsys):
     assert steps(stopped / "history.jsonl") == [0, 3]
     assert (stopped / "previews.gif").is_file()
     RunFolder(stopped).clean_logs(4)
-    assert capsys.readouterr().out == ""  # whole logs are not talked about
+    assert capsys.readouterr().out == ""  # no message about intact logs
 
 
 # ---- checkpoints
 
 
 def altered(change):
-    """A change of a checkpoint's content, in place."""
+    """Change a checkpoint's content in place."""
 
     def alter(state):
         change(state)
@@ -105,7 +105,7 @@ def test_checkpoint_of_another_content_gives_way_to_the_one_before(stopped, caps
         previous.write_bytes(foreign)
         with pytest.raises(ValueError, match=f"^{sentence}$"):
             run.restore()
-        assert newest.read_bytes() == foreign  # nothing is set aside in vain
+        assert newest.read_bytes() == foreign  # nothing is renamed if no checkpoint is intact
         previous.write_bytes(whole)
         run.restore()
         assert capsys.readouterr().out == f"{sentence}; continuing from the previous checkpoint.\n"
@@ -188,7 +188,7 @@ def test_seed_is_checked_before_anything_is_drawn_by_it(capsys, labels):
     assert "seed must be a whole number" in capsys.readouterr().err
 
 
-# ---- lines to be copied, and the environment
+# ---- commands to copy, and the environment
 
 
 def test_printed_lines_are_quoted_and_name_the_interpreter(go, tmp_path, capsys, monkeypatch):
@@ -243,7 +243,7 @@ def test_other_variables_of_torchrun_do_not_matter_to_one_process(go, monkeypatc
 def test_data_file_that_is_cut_short_is_named(go, root, tmp_path, capsys, name):
     path = tmp_path / "data/MNIST/raw" / name
     whole = path.read_bytes()
-    empty = whole[:4] + bytes(12 if "images" in name else 4)  # a header that counts nothing
+    empty = whole[:4] + bytes(12 if "images" in name else 4)  # a header with a count of zero
     for content in (whole[:-1], whole[:6], b"", empty, whole + b"x", b"\x1f\x8b" + whole):
         path.write_bytes(content)
         assert go() == 2

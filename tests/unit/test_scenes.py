@@ -16,7 +16,7 @@ SEEDS, SAMPLING = [5, 6, 7], SamplingConfig(steps=7, guidance=2.0)
 
 @pytest.fixture
 def plane() -> scenes.Plane:
-    """A plane along two pixels: the first one of the first row, and the last one of the last."""
+    """A plane spanned by two pixels: the first of the first row and the last of the last row."""
     axes = torch.zeros(2, 784)
     axes[0, 0] = axes[1, -1] = 1
     return scenes.Plane(axes, [[0.25, -0.5]])
@@ -48,7 +48,7 @@ def test_paths_lead_from_the_noise_of_a_seed_to_its_digit(small, plane):
 
         each = replace(SAMPLING, steps=run["steps"])
         *_, last = states(small, torch.full((3,), 3), SEEDS, each)
-        x = last.x[:, 0] * small.pixel_std + small.pixel_mean - 0.5  # beyond black and white, too
+        x = last.x[:, 0] * small.pixel_std + small.pixel_mean - 0.5  # not clipped to black and white
         assert x.abs().max() > 0.5
         assert torch.allclose(path[-1], torch.stack([x[:, 0, 0], x[:, -1, -1]], 1), atol=1e-3)
         digits = torch.cat([*draw(small, torch.full((3,), 3), SEEDS[0], each)])
@@ -85,7 +85,7 @@ def test_styles_are_the_classes_in_turn_from_the_noise_of_each_seed(small):
 
 def test_the_axes_are_the_way_to_the_average_and_what_varies_most():
     pixels = torch.full((4, 28, 28), 127.5)
-    pixels[:, 14, 14] = torch.tensor([260, 260, 140, 140])  # all have it, and it varies most of all
+    pixels[:, 14, 14] = torch.tensor([260, 260, 140, 140])  # present in all images, with the largest variance
     for sign, image in zip((1, -1, 2, -2), pixels, strict=True):
         image[2, 25] += 20 * sign  # above, to the right
         image[3, 0] += sign

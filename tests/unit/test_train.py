@@ -1,4 +1,4 @@
-"""The trainer: its objective, its batches, its configuration, and whole runs on a tiny network and data set."""
+"""The trainer: objective, batches, configuration, and full runs on a tiny network and data set."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def rows(path) -> list[dict]:
 
 
 def parsed(command: str) -> Config:
-    """The configuration that a training command gives."""
+    """The configuration of a training command."""
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "training.train"]
     parser = argparse.ArgumentParser()
@@ -43,15 +43,15 @@ def parsed(command: str) -> Config:
     return Config(**vars(parser.parse_args(words[3:])))
 
 
-# ---- loss, batches, average, learning rate
+# ---- loss, batches, EMA, learning rate
 
 
 def test_network_memorizes_eight_images():
-    """Network, loss and sampler together: after training, they draw the training images."""
+    """Network, loss and sampler reproduce the training images after training."""
     config = Config(width=64, depth=2, heads=2, patch=7, batch=16, lr=4e-3, warmup_steps=2)
     pixels = torch.zeros(8, 28, 28, dtype=torch.uint8)
     for i in range(8):
-        pixels[i, 3 * i : 3 * i + 4, 4:24] = 255  # a bar, lower for each class
+        pixels[i, 3 * i : 3 * i + 4, 4:24] = 255  # a bar, lower for each further class
     network = DiT(**config.network())
     batches = data.Batches(pixels.repeat(2, 1, 1), torch.arange(8).repeat(2), 16, 0.1, network.null_label, 0, CPU)
     loss_of = make_loss(network, config, CPU)
@@ -79,7 +79,7 @@ def test_loss_is_the_squared_error_of_the_velocity():
     batch = data.Batch(white, torch.arange(4), torch.randn(4, 1, 28, 28), torch.zeros(4))
     image = (1 - config.pixel_mean) / config.pixel_std
 
-    def exact(x, t, labels):  # the velocity from x_t and t alone, as all images are white
+    def exact(x, t, labels):  # the velocity depends only on x_t and t, since all images are white
         assert t.tolist() == pytest.approx([config.time_shift / (1 + config.time_shift)] * 4)
         return (x - image) / t.view(-1, 1, 1, 1)
 
@@ -89,7 +89,7 @@ def test_loss_is_the_squared_error_of_the_velocity():
 
 
 def test_loss_compiles_to_one_graph():
-    """A break in the graph costs fusion, and on a GPU a launch of its own for every part."""
+    """A graph break prevents fusion and, on a GPU, adds a launch for every part."""
     config = Config(**TINY)
     loss_of = make_loss(DiT(**config.network()), config, CPU)
     batch = data.Batch(torch.zeros(4, 28, 28).byte(), torch.arange(4), torch.randn(4, 1, 28, 28), torch.randn(4))
@@ -98,7 +98,7 @@ def test_loss_compiles_to_one_graph():
 
 
 def test_offset_noise_is_normal_with_a_common_part():
-    """Adding 0.5·N(0, 1) to all pixels of an image adds 0.25 to every entry of the covariance, the identity."""
+    """Adding the same 0.5·N(0, 1) to all pixels adds 0.25 to every entry of the identity covariance."""
     noise = torch.randn(50_000, 1, 3, 3)
     found = torch.cov(offset(noise, 0.5).flatten(1).T)
     torch.testing.assert_close(found, torch.eye(9) + 0.25, rtol=0, atol=0.04)
@@ -114,7 +114,7 @@ def test_immiscible_noise_is_a_closer_permutation(count):
     found = assigned(noise, image)
     assert sorted(found[:, 0, 0, 0].tolist()) == sorted(noise[:, 0, 0, 0].tolist())
     assert (image - found).square().sum() < (image - noise).square().sum()
-    again = assigned(found, image)  # another pass exchanges what the first one could not yet know
+    again = assigned(found, image)  # a second pass can find further swaps
     assert (image - again).square().sum() <= (image - found).square().sum()
 
 
@@ -125,7 +125,7 @@ def test_immiscible_noise_of_a_pair_is_the_closer_of_two():
 
 
 def test_loss_assigns_the_noise_to_the_images():
-    """Each image is one of the noises, the next one in the batch."""
+    """Each image equals the noise of its neighbour in the batch."""
     config = Config(**TINY, immiscible=True)
     levels = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
     noise = images.to_model(levels, config.pixel_mean, config.pixel_std)
@@ -226,7 +226,7 @@ def test_presets_are_valid_and_full_is_the_default():
 )
 def test_recorded_command_gives_the_same_recipe(config):
     elsewhere = replace(config, device="cpu", compile=False, log_every=7, checkpoint_every=1.0, data_root="there")
-    assert elsewhere.command() == config.command()  # the recipe, and nothing about the machine
+    assert elsewhere.command() == config.command()  # only the recipe, no settings of the machine
     assert parsed(config.command()).recipe() == config.recipe()
 
 
@@ -269,7 +269,7 @@ def test_other_files_are_not_taken_for_a_configuration(tmp_path, content):
 
 def test_released_weights_are_of_the_default_recipe():
     released = weights.load()
-    released = released.teacher or released  # the velocity network, where that comes with a flow map
+    released = released.teacher or released  # the velocity network, if the weights are a flow map with a teacher
     record = released.metrics["training"]
     assert is_default(record["command"]) is True
     assert is_default(record["command"] + " --seed 1") is False
@@ -279,7 +279,7 @@ def test_released_weights_are_of_the_default_recipe():
     assert {name: getattr(released.network, name) for name in Config().network()} == Config().network()
 
 
-# ---- whole runs
+# ---- full runs
 
 
 def test_run_leaves_everything_it_promises(go, tmp_path):
@@ -313,7 +313,7 @@ def test_run_leaves_everything_it_promises(go, tmp_path):
 
 
 def test_resumed_run_equals_an_uninterrupted_one(go, tmp_path):
-    """Stopped by a signal in mid-epoch, in mid-log-interval; network, average, optimizer and log agree bit for bit."""
+    """Stopped by a signal in mid-epoch and mid-log-interval; network, EMA, optimizer and log agree bit for bit."""
     assert go("--name", "whole", epochs=2.75) == 0
     assert go("--name", "parts", epochs=2.75, stop_after=5) == 128 + 15
     assert checkpoint.load(tmp_path / "runs/parts")[0]["step"] == 5
@@ -328,7 +328,7 @@ def test_resumed_run_equals_an_uninterrupted_one(go, tmp_path):
 
 
 def test_options_of_the_ablations_survive_a_resume(go, tmp_path):
-    """A run from before there were any of them goes on, too."""
+    """A run from before these options existed also resumes."""
     changed = {"qk_norm": False, "predicts_image": True, "immiscible": True, "offset_noise": 0.1, "keep_weights": True}
     assert go("--name", "a", epochs=2, preview_every=1, stop_after=3, **changed) == 128 + 15
     assert go("--resume", "runs/a") == 0
@@ -397,7 +397,7 @@ def test_dry_run_takes_a_step_and_writes_nothing(go, tmp_path, capsys):
 def test_resumed_run_keeps_its_recipe(go, tmp_path, capsys):
     assert go("--name", "a", epochs=2, stop_after=3) == 143
     before = {path: path.read_bytes() for path in (tmp_path / "runs/a").iterdir() if path.is_file()}
-    assert go("--resume", "runs/a", epochs=5, lr=1e-4, batch=32) == 2  # of these, only the batch is the same
+    assert go("--resume", "runs/a", epochs=5, lr=1e-4, batch=32) == 2  # only the batch is unchanged
     error = capsys.readouterr().err
     assert "a resumed run keeps its epochs, lr; " in error
     assert "--init runs/a/weights" in error
@@ -465,7 +465,7 @@ def test_warm_start_begins_with_the_weights(go, root, tmp_path):
 
 @pytest.mark.parametrize("moment", [(trainer.checkpoint, "save"), (Config, "save")])
 def test_start_that_was_killed_leaves_nothing_in_the_next_one(go, tmp_path, monkeypatch, moment):
-    """Killed before config.json is there, and started anew: another commit, another network."""
+    """Killed before config.json exists and started again: another commit, another network."""
 
     def kill(*arguments, **options):
         raise KeyboardInterrupt
@@ -490,7 +490,7 @@ def test_run_is_not_started_over_another(go, tmp_path, capsys):
     assert (tmp_path / "runs/a/checkpoint.pt").read_bytes() == before
 
 
-# ---- gradients that are not finite
+# ---- non-finite gradients
 
 
 def test_nonfinite_gradient_changes_no_parameter(root, tmp_path):
@@ -507,7 +507,7 @@ def test_nonfinite_gradient_changes_no_parameter(root, tmp_path):
 
 
 def test_skipped_steps_leave_network_and_log_alone(go, tmp_path, monkeypatch):
-    """The loss is the mean of the finite steps; the others are counted, and no line of the log has a NaN in it."""
+    """The loss is the mean over finite steps; the others are counted, and the log contains no NaN."""
     networks, losses = [], []
 
     def advance(self, advance=Trainer.advance):

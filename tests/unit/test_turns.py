@@ -1,4 +1,4 @@
-"""The lock of the page: in the order of asking, whoever just had it."""
+"""The lock of the page: turns are granted in the order of asking."""
 
 import threading
 
@@ -7,7 +7,7 @@ from tests.server import wait_until
 
 
 def start(turns: Turns, name: str, order: list) -> threading.Thread:
-    """A thread that asks for one turn; returns once it waits."""
+    """Start a thread that asks for one turn; returns once the thread waits."""
 
     def take():
         with turns:

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and what is stored in it is fit to be read."""
+"""The notebook runs from top to bottom, and its stored outputs are readable."""
 
 import ast
 import base64
@@ -13,8 +13,8 @@ from PIL import Image
 from tests.server import ROOT
 
 PATH = ROOT / "training/walkthrough.ipynb"
-SHORT = {"STEPS": 5, "DIGITS": 20}  # instead of the notebook's own, to save time
-LARGEST = 400_000  # bytes of the file
+SHORT = {"STEPS": 5, "DIGITS": 20}  # replaces the notebook's values, to save time
+LARGEST = 400_000  # maximum file size in bytes
 
 
 def read() -> nbformat.NotebookNode:
@@ -26,7 +26,7 @@ def code(notebook) -> list:
 
 
 def shortened(notebook):
-    """The notebook with the parameters in `SHORT`; each is set exactly once."""
+    """The notebook with the values of `SHORT`; each is set exactly once."""
     for name, value in SHORT.items():
         changes = 0
         for cell in code(notebook):
@@ -37,7 +37,7 @@ def shortened(notebook):
 
 
 def printed(notebook) -> str:
-    """Everything that the cells have printed."""
+    """Everything printed by the cells."""
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
@@ -49,12 +49,12 @@ def pictures(notebook) -> list[Image.Image]:
 
 
 def check_facts(text: str) -> None:
-    """What the cells print whatever the machine."""
+    """Check the printed facts that hold on every machine."""
     assert "images [60000, 28, 28] torch.uint8 · labels [60000]" in text
     assert float(re.search(r"found this way: (\S+)", text)[1]) < 1e-5
     by_hand, projects = re.search(r"by hand (\S+), the project's loss (\S+)", text).groups()
     assert by_hand == projects
-    assert abs(float(by_hand) - 3.44) < 0.1  # E[noise²] + E[image²] = 1 + 2.44: the network answers zero
+    assert abs(float(by_hand) - 3.44) < 0.1  # E[noise²] + E[image²] = 1 + 2.44: the network predicts zero
     assert float(re.search(r"average image: (\S+)", text)[1]) > 0.95
     for who, least in (("real test digits", 95), ("released weights", 95), ("your network", 0)):
         assert float(re.search(rf"{who} +accuracy +([\d.]+)%", text)[1]) >= least, who

@@ -14,7 +14,7 @@ from model.sampling import SamplingConfig
 
 
 def rewrite_tensors(folder, change):
-    """Change the tensors, without hashes that would notice."""
+    """Change the tensors and remove the hashes that would detect it."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -77,7 +77,7 @@ def test_a_failed_save_keeps_the_old_folder(small, small_weights, monkeypatch):
     assert [path.name for path in small_weights.parent.iterdir()] == ["weights"]
 
 
-# ---- the sampling defaults
+# ---- sampling defaults
 
 
 def test_saved_sampling_defaults_come_back(small, tmp_path):
@@ -128,7 +128,7 @@ def edit_config(folder, **changed) -> None:
 
 
 def old_config(folder, **moved) -> None:
-    """Make a folder look as before there was a sampling.json: what `moved` there is in config.json, with its hash."""
+    """Convert a folder to the format before sampling.json: `moved` values are in config.json, with its hash."""
     (folder / "sampling.json").unlink()
     edit_config(folder, **moved)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -156,7 +156,7 @@ def test_a_bad_value_in_an_old_config_is_refused(small_weights):
         weights.load(str(small_weights))
 
 
-# ---- which weights
+# ---- choice of weights
 
 
 def test_the_argument_precedes_the_variable_and_that_the_bundle(small_weights, tmp_path, monkeypatch):

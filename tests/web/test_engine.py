@@ -1,4 +1,4 @@
-"""The network in the browser, model/web/, against the same network in Python, over real HTTP in Chromium."""
+"""The network in the browser (model/web/) against the same network in Python, over real HTTP in Chromium."""
 
 import inspect
 import json
@@ -28,8 +28,8 @@ from tests.server import ROOT, Files, serve_files
 WEB = ROOT / "model/web"
 ENGINES = ("kernels.wasm", "kernels-relaxed.wasm")
 
-# In the page: `engine.ask(message)` sends a message to the worker and returns all answers up to the last one;
-# `engine.pair(...)` gives it a partner, whose questions are counted, and passed on `atOnce`, the last one first.
+# In the page, `engine.ask(message)` sends a message to the worker and returns all answers up to the last one;
+# `engine.pair(...)` gives it a partner. Requests to it are counted and passed on `atOnce` at a time, last one first.
 PAGE = """<!doctype html><meta charset="utf-8"><title>Engine</title><script type="module">
 import { noise } from "./noise.js";
 const worker = new Worker("./worker.js", { type: "module" }), last = new Set(["ready", "done", "error"]);
@@ -76,7 +76,7 @@ window.engine = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder with the engine and an empty page, served over HTTP: the folder and its address."""
+    """A folder with the engine and an empty page, served over HTTP; yields the folder and its address."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(WEB, folder, dirs_exist_ok=True)
     (folder / "engine.html").write_text(PAGE, encoding="utf-8")
@@ -102,7 +102,7 @@ def page(site, chromium):
 
 
 def ask(page, message: dict) -> list[dict]:
-    """The answers of the page's worker, up to the last one."""
+    """All answers of the page's worker up to the last one."""
     return page.evaluate("message => engine.ask(message)", message)
 
 
@@ -124,7 +124,7 @@ def drawing(labels, seeds, steps: int = 8, guidance: float = 1.0, time_shift: fl
 
 
 def expected(network: DiT, message: dict) -> list[dict]:
-    """What Python draws for the same message."""
+    """The states that Python draws for the same message."""
     config = SamplingConfig(message["steps"], message["guidance"], message["time_shift"])
     noise, labels, film = flow.noise(message["seeds"]), torch.tensor(message["labels"]), message.get("film", False)
     path = states_from(network, noise, labels, config, nullcontext, film=film)
@@ -141,7 +141,7 @@ def expected(network: DiT, message: dict) -> list[dict]:
 
 
 def assert_same(answers: list[dict], expected: list[dict]) -> None:
-    """Every state of a drawing is Python's, each pixel within 1 of 255."""
+    """Assert that every state of a drawing matches Python's, each pixel within 1 of 255."""
     *found, done = answers
     assert done == {"kind": "done", "id": 1}, done
     assert [(state["kind"], state["i"]) for state in found] == [("state", i) for i in range(len(expected))]
@@ -207,7 +207,7 @@ def test_pixels_are_those_of_python(ready, network, message):
 
 
 def as_map(network: DiT) -> FlowMap:
-    """A flow map made of a velocity network, on which the end of a step and the guidance have an effect."""
+    """A flow map made from a velocity network, with weights such that s and the guidance have an effect."""
     made = FlowMap.from_velocity(network)
     for embedder in (made.embed_step, made.embed_guidance):
         torch.nn.init.normal_(embedder.mlp[2].weight, std=0.05)
@@ -251,7 +251,7 @@ def test_a_flow_map_jumps_as_in_python(mapped, flow_map, message):
 
 
 def test_the_step_and_the_guidance_matter_to_the_flow_map_of_these_tests(flow_map, network):
-    """Else it would draw as its teacher does, and the test above would show nothing."""
+    """Otherwise it would draw like its teacher, and the test above would prove nothing."""
     for other in (drawing([7], [42], steps=1, guidance=1), drawing([7], [42], steps=1, guidance=1.5)):
         ends = [expected(one, {**drawing([7], [42], steps=1), **other})[-1]["x"].int() for one in (flow_map, network)]
         assert (ends[0] - ends[1]).abs().float().mean() > 3
@@ -293,7 +293,7 @@ def test_networks_of_other_shapes_draw_the_same(page, site, shape):
 
 
 def rewritten(header=lambda header: None, tensors=lambda data: data):
-    """An edit of a safetensors file: `header` changes its header in place, `tensors` returns its other bytes anew."""
+    """An edit of a safetensors file: `header` changes its header in place, `tensors` returns the new tensor bytes."""
 
     def edit(file: Path) -> None:
         data = file.read_bytes()
@@ -307,7 +307,7 @@ def rewritten(header=lambda header: None, tensors=lambda data: data):
 
 
 def swap(names: dict) -> None:
-    """Two tensors of one shape at one place, in a file of the right length."""
+    """Point two tensors of the same shape to the same bytes, in a file of the right length."""
     names["blocks.0.image.out.weight"]["data_offsets"] = names["blocks.0.label.out.weight"]["data_offsets"]
 
 
@@ -363,7 +363,7 @@ def folder(site, small):
 @pytest.mark.parametrize(("edit", "sentence"), FAULTS.values(), ids=FAULTS)
 def test_damaged_tensors_are_refused_in_one_sentence(page, site, folder, edit, sentence):
     edit(folder / TENSORS)
-    if "sha256" not in sentence:  # the hash would only say that something is wrong
+    if "sha256" not in sentence:  # otherwise only the hash mismatch would be reported
         (folder / "metrics.json").write_text("{}", encoding="utf-8")
     answer = load(page, site, "small")
     assert answer["kind"] == "error"
@@ -417,7 +417,7 @@ def test_a_server_that_is_away_is_said(page):
 
 def test_a_connection_that_breaks_is_said(page, site, folder, monkeypatch):
     def copyfile(self, source, out):
-        out.write(source.read(5000 if TENSORS in self.path else -1))  # less than the length that was announced
+        out.write(source.read(5000 if TENSORS in self.path else -1))  # less than the announced length
 
     monkeypatch.setattr(Files, "copyfile", copyfile)
     answer = load(page, site, "small")
@@ -426,7 +426,7 @@ def test_a_connection_that_breaks_is_said(page, site, folder, monkeypatch):
 
 
 def test_settings_have_the_defaults_of_python(page, site, folder):
-    """Without sampling.json and metrics.json; and the time shift where older weights have it."""
+    """Without sampling.json and metrics.json, and with the time shift in config.json, as in older weights."""
     (folder / "config.json").write_text(
         json.dumps({**CONFIG, "time_shift": 2, "default_guidance": 3}), encoding="utf-8"
     )
@@ -475,7 +475,7 @@ def test_nothing_is_drawn_without_weights(page):
     assert ask(page, drawing([7], [42])) == [answer]
 
 
-# Two messages in a row, then forty questions, each of which is answered between two steps: all that is heard.
+# Send two messages, then forty requests, each answered between two steps; returns all answers.
 DROP = """async ([first, then]) => {
     engine.send(first);
     engine.send(then);
@@ -488,7 +488,7 @@ DROP = """async ([first, then]) => {
 
 @pytest.mark.parametrize("then", [{**drawing([3], [1], steps=1), "id": 2}, {"kind": "stop"}], ids=["newer", "stop"])
 def test_a_drawing_is_dropped_between_steps(ready, then):
-    """Of 50 steps, only the one that was going on, or a few on a busy machine, are still heard of."""
+    """Of 50 steps, only the running one, or a few on a busy machine, still send answers."""
     heard = ready.evaluate(DROP, [drawing([7], [42], steps=50), then])
     assert 1 <= len([answer for answer in heard if answer["id"] == 1]) <= 8
     newer = [(answer["kind"], answer.get("i")) for answer in heard if answer["id"] == 2]
@@ -511,7 +511,7 @@ def without_times(answers: list[dict]) -> list[dict]:
 def test_a_partner_changes_no_byte(paired, network):
     message = drawing([7, 3], [42, 67], guidance=1.5)
     found = ask(paired, message)
-    assert paired.evaluate("engine.asked") in (7, 8)  # it may be ready a step late
+    assert paired.evaluate("engine.asked") in (7, 8)  # the partner may be ready one step late
     assert without_times(ask(paired, {**message, "alone": True})) == without_times(found)
     assert paired.evaluate("engine.asked") in (7, 8)
     assert_same(found, expected(network, message))
@@ -522,13 +522,13 @@ def test_a_partner_computes_the_velocities_of_a_flow_map(page, site, small):
     page.evaluate("weights => engine.pair(weights)", f"{site[1]}/paired")
     message = {**drawing([7, 3], [42, 67], guidance=1.5), "film": True}
     found = ask(page, message)
-    assert page.evaluate("engine.asked") in (7, 8)  # it may be ready a step late
+    assert page.evaluate("engine.asked") in (7, 8)  # the partner may be ready one step late
     assert without_times(ask(page, {**message, "alone": True})) == without_times(found)
     assert_same(found, expected(weights.load(str(site[0] / "paired"), dtype=torch.float32).network, message))
     asked = page.evaluate("engine.asked")
     assert (
         len(ask(page, drawing([7, 3], [42, 67], guidance=1.5))) == 10
-    )  # nine states: one forward a step, nothing to share
+    )  # nine states: one forward per step, nothing to share
     assert page.evaluate("engine.asked") == asked
 
 
@@ -539,8 +539,8 @@ def test_a_partner_is_not_asked_where_one_forward_is_enough(paired):
 
 
 def test_a_newer_drawing_drops_one_that_waits_for_the_partner(paired, network):
-    """The answers to both come in the wrong order, and nothing is heard of the older one."""
-    ask(paired, drawing([7], [1], steps=1, guidance=2))  # the partner is there
+    """The partner's answers to both arrive in the wrong order, and the older drawing sends nothing."""
+    ask(paired, drawing([7], [1], steps=1, guidance=2))  # the partner is ready
     older, newer = drawing([7], [42], steps=50, guidance=2), {**drawing([3], [1], steps=3, guidance=2), "id": 2}
     heard = paired.evaluate(
         """([older, newer]) => {

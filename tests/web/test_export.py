@@ -1,4 +1,4 @@
-"""`python -m model.export`: what is in the folder, and what it refuses."""
+"""`python -m model.export`: the exported files and the rejected inputs."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def exported(small_weights, tmp_path) -> Path:
 
 
 def part(folder: Path, prefix: str) -> Path:
-    """The only folder whose name begins so."""
+    """The only folder whose name starts with `prefix`."""
     (found,) = folder.glob(f"{prefix}*")
     return found
 
@@ -145,7 +145,7 @@ def test_a_failure_leaves_the_earlier_export(exported, small_weights, monkeypatc
 
 
 def refused(capsys, *arguments) -> str:
-    """The one line with which the command ends."""
+    """The one-line error of the command."""
     with pytest.raises(SystemExit) as stop:
         export.main([str(argument) for argument in arguments])
     assert stop.value.code == 2
@@ -156,7 +156,7 @@ def refused(capsys, *arguments) -> str:
 
 @pytest.mark.parametrize("name", ["notes.txt", "index.html", ".git/config", "CNAME"])
 def test_a_folder_with_something_else_in_it_is_left_alone(exported, small_weights, capsys, name):
-    if name == "index.html":  # somebody's own
+    if name == "index.html":  # a foreign one
         shutil.rmtree(exported)
     (exported / name).parent.mkdir(parents=True, exist_ok=True)
     (exported / name).write_text("mine", encoding="utf-8")

@@ -22,7 +22,7 @@ LETTERS = [f"letter {name}" for name in "abcdefg"]
 
 
 def save(folder: Path, seed: int = 0, network: type[DiT] = DiT, steps: int = 6, **shape) -> weights.Weights:
-    """A folder of weights of a small random network; returns them as Python draws with them, in float32."""
+    """Save the weights of a small random network in a folder; returns them loaded in float32."""
     torch.manual_seed(seed)
     network = network(width=32, depth=2, heads=2, **shape)
     for parameter in network.parameters():
@@ -38,7 +38,7 @@ def small(tmp_path_factory) -> weights.Weights:
 
 @pytest.fixture(scope="module")
 def folder(small, tmp_path_factory) -> Path:
-    """The exported page, in a folder that has another above it."""
+    """The exported page, in a nested folder."""
     folder = tmp_path_factory.mktemp("server") / "a" / "page"
     site.export(small.source, folder)
     return folder
@@ -52,7 +52,7 @@ def address(folder) -> Iterator[str]:
 
 @contextmanager
 def visit(chromium, address: str, errors: tuple[str, ...] = (), **options):
-    """A page that a new visitor has opened; the console must stay empty, except for lines that hold one of `errors`."""
+    """A page for a new visitor; the console must stay empty, except for lines that contain one of `errors`."""
     context = chromium.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
     page, said = context.new_page(), []
     page.set_default_timeout(60_000)
@@ -75,7 +75,7 @@ def page(chromium, address):
 
 
 def settle(page, *words: str) -> str:
-    """Wait until something is drawn, and the line about it holds the words; returns the line."""
+    """Wait until something is drawn and its status line contains the words; returns the line."""
     news = page.locator("#news")
     expect(news).to_contain_text(re.compile(".*".join(re.escape(word) for word in words) or "."))
     return news.inner_text()
@@ -94,7 +94,7 @@ def drawn(page, element: str = "film") -> np.ndarray:
 
 
 def expected(loaded: weights.Weights, names: list[str], seeds, **how) -> np.ndarray:
-    """What Python draws, [N, 28, 28]."""
+    """The digits drawn by Python, [N, 28, 28]."""
     network, labels = loaded.network, torch.tensor([loaded.network.class_names.index(name) for name in names])
     *_, last = sampling.states(network, labels, seeds, loaded.sampling.updated(**how))
     return images.to_pixels(last.x, network.pixel_mean, network.pixel_std).numpy().astype(int)
@@ -148,7 +148,7 @@ def test_the_noise_shows_before_the_network_is_there(chromium, address, small):
         shown = page.evaluate("Array.from(document.getElementById('film').film.noisy.slice(0, 784))")
         wanted = images.to_pixels(flow.noise([67]), 0.5, 0.3081).numpy().astype(int)
         assert np.abs(np.array(shown).reshape(1, 28, 28) - wanted).max() <= 1
-        page.click("label:has([value='3'])")  # a choice made meanwhile counts
+        page.click("label:has([value='3'])")  # a choice made while waiting counts
         waiting[0].continue_()
         settle(page, "A 3")
         expect(page.locator("#progress")).to_be_hidden()
@@ -228,7 +228,7 @@ customElements.whenDefined("digit-film").then(Film => {
         seen.push(index - film.times.length + 1);
         draw.call(this, film, index);
     };
-});"""  # which states were shown: 0 for the finished digit, -1 for the one before it
+});"""  # the shown states: 0 is the finished digit, -1 the state before it
 COUNT = """const send = Worker.prototype.postMessage;
 window.sent = [], window.done = 0;
 window.Worker = class extends Worker {
@@ -263,7 +263,7 @@ def test_while_a_slider_moves_the_finished_digit_changes_in_place(chromium, addr
         assert_same(drawn(page), expected(small, ["7"], [67], steps=39))
         sent, done = page.evaluate("[sent, done]")
         assert sent[-1] == 39
-        assert done < 13  # not every value on the way was drawn
+        assert done < 13  # not every intermediate value was drawn
 
 
 def test_an_outdated_drawing_is_dropped(chromium, address, small):
@@ -274,7 +274,7 @@ def test_an_outdated_drawing_is_dropped(chromium, address, small):
         page.evaluate("for (const radio of document.querySelectorAll('[name=digit]')) radio.click()")
         settle(page, "A white image")
         assert_same(drawn(page), expected(small, ["white"], [67], steps=50))
-        assert page.evaluate("[sent.length, done]") == [12, 2]  # drawn are the first and the last one
+        assert page.evaluate("[sent.length, done]") == [12, 2]  # only the first and the last were drawn
 
 
 def test_a_new_digit_is_shown_state_by_state(chromium, address):
@@ -440,7 +440,7 @@ def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map
         assert query(page) == "?digit=7&seed=67&steps=3&guidance=1"
         assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=1))
         film = sampling.draw_film(flow_map.network, torch.tensor([7]), [67], flow_map.sampling.updated(guidance=1))
-        for name in ("predicted", "velocity"):  # they cost forwards of their own
+        for name in ("predicted", "velocity"):  # they need extra forward passes
             shown = page.evaluate("name => Array.from(document.getElementById('film').film[name])", name)
             assert_same(np.array(shown).reshape(-1, 28, 28), getattr(film, name)[:, 0].numpy().astype(int))
         page.click("#tab-numbers")
@@ -458,7 +458,7 @@ def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map
 
 
 def between(loaded: weights.Weights, name: str, seed: int, place: tuple[float, float], **how) -> np.ndarray:
-    """What Python draws at a place between the noises of four seeds, [1, 28, 28]."""
+    """The digit drawn by Python at a point between the noises of four seeds, [1, 28, 28]."""
     (x, y), noises = torch.tensor(place), flow.noise(range(seed, seed + 4)).split(1)
     start = flow.slerp(flow.slerp(*noises[:2], x), flow.slerp(*noises[2:], x), y)
     network, labels = loaded.network, torch.tensor([loaded.network.class_names.index(name)])
@@ -467,7 +467,7 @@ def between(loaded: weights.Weights, name: str, seed: int, place: tuple[float, f
 
 
 def walked(page) -> np.ndarray:
-    """The digit at the point, once that rests."""
+    """The digit at the point, once it has stopped moving."""
     wait_until(
         lambda: page.evaluate("location.search.endsWith(`&walk=${document.getElementById('stroll').place}`)"),
         60,
@@ -509,7 +509,7 @@ def test_a_walk_draws_between_four_noises(chromium, map_address, flow_map):
             "aria-valuetext", re.compile("^82% to the right, 20% down$")
         )
 
-        page.fill("[name=steps]", "9")  # more than a walk takes
+        page.fill("[name=steps]", "9")  # more than a walk allows
         settle(page, "A 3, drawn in 4 steps between four noises")
         assert_same(walked(page), between(flow_map, "3", 67, (place[0] + 0.02, place[1] + 0.1), steps=4))
 
@@ -534,9 +534,9 @@ def test_a_walk_leaves_out_what_it_has_no_time_for(chromium, map_address, flow_m
         moves = "() => { for (let i = 1; i <= 50; i++) document.getElementById('stroll').place = [i / 50, 0.5]; }"
         page.evaluate(moves)
         assert_same(walked(page), between(flow_map, "7", 67, (1, 0.5), steps=4))
-        assert page.evaluate("sent.length") - drawings <= 4 + 4  # the corners may still have been to come
+        assert page.evaluate("sent.length") - drawings <= 4 + 4  # the corners may still have been pending
         page.evaluate(moves)
-        page.click("#tab-why")  # the engines are at work
+        page.click("#tab-why")  # the engines are busy
         settle(page, "7 from seed 67, in 1, 2, 4, 8, 16, 32 steps")
         page.click("#tab-walk")
         assert_same(walked(page), between(flow_map, "7", 67, (1, 0.5), steps=4))
@@ -556,7 +556,7 @@ def test_a_walk_needs_room_for_four_seeds_and_a_flow_map(chromium, address, map_
         assert "walk" not in query(page)
 
 
-# ---- weights that cannot be used, and weights of others
+# ---- unusable weights, and weights of others
 
 
 def damage(content: bytes) -> bytes:
@@ -586,7 +586,7 @@ def test_weights_that_cannot_be_used_are_one_sentence(chromium, address, folder,
 
 @pytest.fixture
 def hub(tmp_path):
-    """Weights that the Hub, played by `page.route`, holds as me/letters: these, and how to play it."""
+    """Weights on a fake Hub as me/letters, and a function that installs the fake with `page.route`."""
     loaded = save(tmp_path / "letters", seed=1, classes=len(LETTERS), class_names=LETTERS, patch=4)
 
     def answer(route):
@@ -613,7 +613,7 @@ def test_weights_from_the_hub(chromium, address, hub):
         source = page.locator("#about a")
         expect(source).to_have_attribute("href", "https://huggingface.co/me/letters/tree/abc123")
         page.click("#tab-numbers")
-        expect(page.locator("#write")).to_be_hidden()  # these classes are no numerals
+        expect(page.locator("#write")).to_be_hidden()  # these classes are not digits
         page.fill("[name=count]", "9")
         page.click("text=Draw the sheet")
         settle(page, "9 digits, drawn")
@@ -640,7 +640,7 @@ def test_without_weights_from_the_hub_the_page_draws_with_its_own(chromium, addr
         assert "weights" not in query(page)
 
 
-# One core, and a second worker that does not start.
+# One core; a second worker that does not start.
 ONE_CORE = "Object.defineProperty(navigator, 'hardwareConcurrency', {value: 1})"
 NO_PARTNER = """window.Worker = class extends Worker {
     static made = 0;
@@ -665,7 +665,7 @@ def test_without_a_partner_the_first_engine_draws_alone(chromium, address, small
         assert_same(drawn(page, "sheet"), expected(small, list("012345"), range(67, 73)))
 
 
-# ---- wherever it is served
+# ---- other ways of serving
 
 
 def test_it_works_under_a_path(chromium, folder, small):
@@ -706,7 +706,7 @@ def test_it_opens_without_a_network_and_is_never_out_of_date(chromium, small, tm
             assert_same(drawn(page), expected(other, ["3"], [1]))
 
 
-# ---- for everybody
+# ---- accessibility
 
 
 def test_tabs_by_keyboard(page):
@@ -726,7 +726,7 @@ def test_the_first_tab_keys_reach_class_steps_and_buttons(page):
     for _ in range(6):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.name || document.activeElement.id"))
-    assert reached == ["digit", "steps", "steps-slider", "another", "copy", ""]  # and the summary
+    assert reached == ["digit", "steps", "steps-slider", "another", "copy", ""]  # "" is the summary
 
 
 def test_with_reduced_motion_only_the_finished_digit_appears(chromium, address):
@@ -754,7 +754,7 @@ def test_nothing_sticks_out_on_a_narrow_screen(chromium, map_address, width):
             tab = page.locator(f"#tab-{name}").bounding_box()
             assert tab["x"] + tab["width"] <= width - 12, name
         settle(page, "A 7")
-        if width == 375:  # the digit is in sight of the classes
+        if width == 375:  # the digit is visible together with the classes
             box = page.locator("#film canvas").first.bounding_box()
             assert box["y"] + box["height"] < 667
             assert page.evaluate("scrollY") == 0

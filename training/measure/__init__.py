@@ -1,1 +1,1 @@
-"""Measuring digits: metrics, the real digits to compare with, and plots."""
+"""Evaluation of digits: metrics, the real digits as reference, and plots."""

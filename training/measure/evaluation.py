@@ -1,4 +1,4 @@
-"""The rows of metrics.json: measured one by one, saved as soon as they are done, and never measured twice."""
+"""The rows of metrics.json: measured one by one, saved as soon as they are done, and reused."""
 
 import json
 import sys
@@ -21,10 +21,10 @@ SWEEPS = ("steps", "guidance", "shift")
 PARTS = ("headline", "cas", *SWEEPS)
 STEPS = (1, 2, 3, 4, 8, 16, 20, 32)
 SCALES = (0.0, 0.5, 0.9, 1.0, 1.1, 1.15, 1.25, 1.5, 2.0)
-SHIFTS, SHIFT_STEPS = (1.0, 2.5), (2, 4, 8)  # besides the shift of the weights
-MOST = 10_000  # digits, as many as the real test set has
+SHIFTS, SHIFT_STEPS = (1.0, 2.5), (2, 4, 8)  # in addition to the shift of the weights
+MOST = 10_000  # digits: the size of the real test set
 SWEEP_COUNT, CAS_COUNT = {"cuda": 10_000, "other": 2_000}, {"cuda": 60_000, "other": 10_000}  # digits
-BLANKS = 50  # black images, and white ones
+BLANKS = 50  # of black and of white images
 
 
 class Results:
@@ -32,7 +32,7 @@ class Results:
 
     def __init__(self, path: Path, samples: GeneratedSamples | FileSamples):
         self.path, self.samples = path, samples
-        self.read()  # fail now, not after the work, for a foreign file or a folder that cannot be written
+        self.read()  # fail early if the file is foreign or the folder is not writable
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
 
@@ -56,12 +56,12 @@ class Results:
         content = self.read()
         headline = [content["evaluation"]] if "evaluation" in content else []
         rows = headline if part == "evaluation" else content.get(part, [])
-        if part == "sweeps":  # the headline row has all their metrics, and more
+        if part == "sweeps":  # the headline row has all metrics of a sweep row
             rows = [*rows, *headline]
         return next((row for row in rows if row["settings"] == settings), None)
 
     def put(self, part: str, row: dict) -> None:
-        """Save a row: the one evaluation, or another one of the `sweeps` or of `cas`."""
+        """Save a row: replace the one of `evaluation`, or append to `sweeps` or `cas`."""
         content = self.read()
         content[part] = row if part == "evaluation" else [*content.get(part, []), row]
         with replacing(self.path) as new:
@@ -69,7 +69,7 @@ class Results:
 
 
 def rounded(row: dict) -> dict:
-    """Five significant digits."""
+    """Round floats to five significant digits."""
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
@@ -78,7 +78,7 @@ def rounded_pair(drawn: dict, real: dict) -> dict:
 
 
 class Evaluation:
-    """Measures one set of samples. Its `settings` determine the figures of a row, so no row is measured twice."""
+    """Evaluates one set of samples. The `settings` of a row determine its metrics, so saved rows are reused."""
 
     def __init__(
         self,
@@ -91,10 +91,10 @@ class Evaluation:
         """`drawing` holds count, seed, steps, guidance and time_shift; the last three are None for a file."""
         self.samples, self.reference, self.results = samples, reference, results
         self.drawing, self.command, self.out = drawing, command, results.path.parent
-        self.drawn = {}  # digits by their drawing: CAS may reuse those of the headline
+        self.drawn = {}  # digits by sampling settings: CAS may reuse those of the headline
 
     def row(self, part: str, measure: Callable, fresh: bool = False, **changed) -> dict:
-        """The saved row with what is `changed` in the drawing; a missing one is drawn, measured and saved now."""
+        """The row for the drawing with `changed` settings; drawn, measured and saved now if missing or `fresh`."""
         drawing = {**self.drawing, **changed}
         drawing["count"] = min(drawing["count"], self.samples.available)
         notes = self.reference.notes
@@ -123,7 +123,7 @@ class Evaluation:
         return row
 
     def all_metrics(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
-        """The figures of the headline row; also draws the sheet of samples and the nearest neighbours."""
+        """The metrics of the headline row; also plots samples and nearest neighbours."""
         reference, device = self.reference, self.reference.device
         drawn, real = reference.compare(pixels, labels)
         training = reference.train.to(device)
@@ -136,7 +136,7 @@ class Evaluation:
         return {**rounded_pair(drawn, real), "blank": self.blank()}
 
     def blank(self) -> dict:
-        """The check of the black and white images, which no other metric looks at."""
+        """The metrics of the black and white images, which all other metrics ignore."""
         pixels, labels = self.samples.blanks(**{**self.drawing, "count": BLANKS})
         classes = {"black": (images.BLACK, 0), "white": (images.WHITE, 255)}
         present = {name: value for name, value in classes.items() if value[0] in labels}
@@ -146,16 +146,16 @@ class Evaluation:
         }
 
     def feature_metrics(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
-        """The figures of a sweep's row."""
+        """The metrics of a sweep row."""
         return rounded_pair(*self.reference.compare(pixels, labels))
 
     def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict:
-        """The figures of the row of the classification accuracy score."""
+        """The metrics of a row of the classification accuracy score."""
         return rounded_pair(*self.reference.cas(pixels, labels))
 
     @check.complete(weights.METRICS)
     def sweep(self, over: str, count: int) -> None:
-        """A row for each point of `steps`, `guidance` or `shift`, and their plot."""
+        """Measure a row for each point of `steps`, `guidance` or `shift`, and plot them."""
         if over == "shift":
             name, shifts = "time_shift", sorted({*SHIFTS, self.drawing["time_shift"]})
             points = [{"steps": steps, "time_shift": shift} for steps in SHIFT_STEPS for shift in shifts]
@@ -166,7 +166,7 @@ class Evaluation:
         plots.sweep(self.out / f"{over}.png", name, rows)
 
     def run(self, parts: list[str], count: int | None = None, fresh_headline: bool = False) -> None:
-        """Measure some of `PARTS` in their order, with `count` digits each; the default depends on the device."""
+        """Measure `parts` in order; CAS and sweeps use `count` digits, with a default that depends on the device."""
         where = "cuda" if self.reference.device.type == "cuda" else "other"
         for part in parts:
             if part == "headline":
@@ -178,9 +178,9 @@ class Evaluation:
 
 
 def drawing_of(samples: GeneratedSamples | FileSamples, count: int, seed: int = 0, **asked) -> dict:
-    """The settings of a drawing: the weights' sampling defaults, updated by what is asked for; None for a file's.
+    """The settings of a drawing: the weights' sampling defaults, updated by the options asked for; None for a file.
 
-    Where the network draws with another guidance, so says a line on stderr, and the settings hold that one.
+    If the network does not support that guidance, a note on stderr says so, and the settings hold the one it uses.
     """
     sampling = dict.fromkeys(("steps", "guidance", "time_shift"))
     if samples.sampling:

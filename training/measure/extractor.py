@@ -1,7 +1,7 @@
-"""The feature extractor: a small digit classifier, in whose features sets of digits are compared.
+"""The feature extractor: a small digit classifier whose features are used to compare sets of digits.
 
-Command: train it on real MNIST. `python -m training.measure.extractor`. It only measures; the generator never trains on
-it.
+Command: train it on real MNIST. `python -m training.measure.extractor`. It is used only for evaluation, never to train
+the generator.
 """
 
 import argparse
@@ -38,8 +38,8 @@ class Extractor(nn.Module):
     """Six convolutions at three scales and a linear head.
 
     The features are the spatial means of the fourth convolution's 128 channels.
-    Later layers are unsuitable: a trained classifier collapses each class onto a point (Papyan et al., arXiv
-    2008.08186). After the sixth convolution 8 % of the variance lies within classes, after the fourth 30 %.
+    Later layers are unsuitable: a trained classifier collapses each class to a point (Papyan et al., arXiv
+    2008.08186). Within-class variance is 8 % of the total after the sixth convolution and 30 % after the fourth.
     """
 
     num_features = 128  # read by torchmetrics
@@ -57,7 +57,7 @@ class Extractor(nn.Module):
         )
         self.rest = nn.Sequential(convolution(128, 128), nn.Dropout2d(0.1), convolution(128, 128))
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(128, 10))
-        self.register_buffer("spread", torch.ones(()))  # standard deviation over the training set, their unit
+        self.register_buffer("spread", torch.ones(()))  # unit of the features: their std over the training set
 
     def features_and_logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features `[B, 128]` and class logits `[B, 10]` of pixels uint8 (or float in 0..255) `[B, 28, 28]`."""
@@ -108,7 +108,7 @@ def extract(extractor: Extractor, pixels: torch.Tensor) -> tuple[torch.Tensor, t
     device."""
     device = next(extractor.parameters()).device
     chunks = tqdm(pixels.split(CHUNK), desc="features", unit="chunk", leave=False, dynamic_ncols=True)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same figures on every device
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same results on every device
         results = [extractor.features_and_logits(chunk.to(device)) for chunk in chunks]
     return torch.cat([features for features, _ in results]), torch.cat([logits.argmax(1) for _, logits in results])
 
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         steps = options.epochs * len(pixels) // BATCH
         extractor = fit(pixels, labels, steps, device, augmented=True, seed=options.seed)
         extractor.spread.copy_(extract(extractor, pixels)[0].var(0).mean().sqrt())
-        extractor = extractor.half().float()  # as the file will hold it
+        extractor = extractor.half().float()  # rounded to float16, as in the file
         pixels, labels = data.load("mnist", options.data_root, train=False)
         right = accuracy(extract(extractor, pixels)[1], labels)
         if right < NEEDED:

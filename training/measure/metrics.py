@@ -1,7 +1,7 @@
 """Metrics of a set of digits, as functions of features `[N, 128]` or pixels uint8 `[N, 28, 28]`.
 
 FD is computed by torchmetrics. Precision and recall follow Kynkäänniemi et al. (arXiv 1904.06991, §3), density
-and coverage Naeem et al. (arXiv 2002.09797, §3). Near copies are a nearest-neighbour test in pixel space.
+and coverage Naeem et al. (arXiv 2002.09797, §3). Near copies are found by a nearest-neighbour test in pixel space.
 """
 
 import torch
@@ -13,7 +13,7 @@ CHUNK = 500  # rows of a distance matrix at once: 120 MB against the training se
 
 
 class Precomputed(nn.Identity):
-    """The feature module to give torchmetrics when the features are computed already."""
+    """The feature module for torchmetrics when features are already computed."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -45,7 +45,7 @@ def prdc(drawn: torch.Tensor, real: torch.Tensor, k: int = NEIGHBOURS) -> dict[s
     single outlier with a wide ball inflates precision or recall, hence the other two (Naeem et al., §2).
     """
     drawn_radii = radii(drawn, k)
-    balls_around = torch.zeros(len(drawn), device=drawn.device)  # each drawn point
+    balls_around = torch.zeros(len(drawn), device=drawn.device)  # per drawn point
     covered, recalled = [], []
     for points, radius in zip(real.split(CHUNK), radii(real, k).split(CHUNK), strict=True):
         distance = torch.cdist(points, drawn)  # [≤ 500, M]
@@ -78,8 +78,8 @@ def copies(drawn: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
     """Share of near copies, from nearest-neighbour distances to the training set of drawn `[M]` and real test images
     `[N]`.
 
-    A near copy is closer than 1 % of the real test images are. For comparison `real_share`: each half of the real ones
-    (every other image) under the limit of the other half.
+    A near copy is closer than the 1 % quantile of the real test images. For comparison, `real_share` applies the limit
+    of each half of the real images (every other one) to the other half.
     """
     first, second = real[::2], real[1::2]
     held_out = torch.cat([first < second.quantile(0.01), second < first.quantile(0.01)])
@@ -89,7 +89,7 @@ def copies(drawn: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
 
 
 def blank_error(pixels: torch.Tensor, level: int) -> dict[str, float]:
-    """How even black (`level` 0) or white (255) images are: mean, spread (std) and worst pixel, of 255."""
+    """Mean, spread (std) and worst deviation from `level` of the pixels of black (0) or white (255) images, of 255."""
     values = pixels.float()
     worst = (values - level).abs().max().item()
     return {"count": len(pixels), "mean": values.mean().item(), "spread": values.std().item(), "worst": worst}

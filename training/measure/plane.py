@@ -1,8 +1,8 @@
-"""Command: one plane per digit, in which the page shows the way from noise. `python -m training.measure.plane`
+"""Command: compute the plane per digit in which the page shows paths from noise. `python -m training.measure.plane`
 
-Of all planes through the space of images, this one shows a path best: its first axis leads from mid-grey, the centre of
-the noise, to the average digit of the class, and its second is the first principal component of what is left, along
-which the digits of the class differ most. The first two principal components of the digits would hide the way itself.
+The plane is chosen to show a path best: its first axis leads from mid-grey, the centre of the noise, to the mean digit
+of the class, and its second is the first principal component of the residual, along which the digits of the class
+differ most. The first two principal components of the digits would hide the path itself.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from model.images import CLASSES
 from model.scenes import PLANES, Plane
 from training.data import load
 
-DOTS = 250  # real digits to show of each class
+DOTS = 250  # real digits shown per class
 
 
 def axes(pixels: torch.Tensor) -> torch.Tensor:
-    """Two orthonormal axes `[2, 784]` for images uint8 `[N, 28, 28]`; those that lean to the right lie higher."""
+    """Two orthonormal axes `[2, 784]` for images uint8 `[N, 28, 28]`; digits that lean to the right lie higher."""
     x = pixels.flatten(1).double() / 255 - 0.5
     first = x.mean(0) / x.mean(0).norm()
     x = x - x.mean(0)

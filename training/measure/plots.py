@@ -1,5 +1,4 @@
-"""Pictures of a run, of an evaluation and of many runs: previews, loss, samples, nearest neighbours, sweeps, loss
-against quality."""
+"""Plots of runs and evaluations: previews, loss, samples, nearest neighbours, sweeps, loss against quality."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +40,7 @@ def samples(path: Path, pixels: torch.Tensor, labels: torch.Tensor, rows: int = 
 
 
 def growth(path: Path, previews: list[Path]) -> None:
-    """The previews of a run as a looping GIF of six seconds that pauses on the last; unreadable ones are left out."""
+    """The previews of a run as a looping GIF of six seconds that pauses on the last; unreadable ones are skipped."""
     frames = []
     for preview in previews:
         with suppress(OSError, SyntaxError), Image.open(preview) as image:  # SyntaxError: a broken PNG
@@ -140,9 +139,9 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
 def loss_and_quality(
     path: Path, runs: dict[str, list[tuple[float, float]]], own_loss: set[str], note: str = ""
 ) -> None:
-    """The loss and FD ÷ floor of runs, each along a thin line to its end, where the name stands.
+    """Loss against FD ÷ floor: each run is a thin line, with its name at the end.
 
-    Runs in `own_loss` are hollow: their losses measure something else, and compare with no others.
+    Runs in `own_loss` are hollow: their losses measure something else and are not comparable with others.
     """
     from matplotlib.ticker import LogLocator, NullLocator  # needed only to measure
 
@@ -176,8 +175,7 @@ def loss_and_quality(
 
 
 def spread(heights: list[float], apart: float) -> list[float]:
-    """The nearest heights in the same order of which no two are closer than `apart`: isotonic regression, by pooling
-    neighbours."""
+    """The nearest heights in the same order that are at least `apart`: isotonic regression by pooling neighbours."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     pools: list[list[float]] = []
     for place, i in enumerate(order):

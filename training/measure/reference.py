@@ -1,4 +1,4 @@
-"""The real digits that everything is measured against."""
+"""The real digits used as reference for all metrics."""
 
 import torch
 
@@ -6,7 +6,7 @@ from training import data
 from training.measure import extractor, metrics
 from training.measure.samples import in_proportion
 
-# Mistakes often made when digits are written to a file, as functions of pixels uint8 `[N, 28, 28]`.
+# Common mistakes when saving digits to a file, as functions of pixels uint8 `[N, 28, 28]`.
 DISTORTIONS = {
     "inverted (white where it should be black)": lambda pixels: 255 - pixels,
     "transposed (rows and columns exchanged)": lambda pixels: pixels.mT,
@@ -17,12 +17,12 @@ DISTORTIONS = {
     "rotated by 180°": lambda pixels: pixels.flip(1, 2),
     "in the range 0 to 1 (they should be 0 to 255)": lambda pixels: 255 * pixels,
 }
-DOUBTFUL, CLEAR, LOOKED_AT = 0.8, 0.9, 1000  # accuracies as given and once set right; digits
+DOUBTFUL, CLEAR, LOOKED_AT = 0.8, 0.9, 1000  # accuracy as given, accuracy once corrected; digits checked
 CAS_STEPS = 2350  # of 128 digits: five passes over 60,000
 
 
 class Reference:
-    """The features of the real training and test digits, and the metrics of any set of digits compared with them."""
+    """The features of the real training and test digits, and metrics of other digits against them."""
 
     def __init__(self, device: torch.device, data_root: str):
         self.device = device
@@ -68,7 +68,7 @@ class Reference:
         return self.real_metrics[count]
 
     def doubt(self, pixels: torch.Tensor, labels: torch.Tensor) -> str:
-        """What seems to be wrong with digits `[N, 28, 28]`; "" where most of them are what their labels say."""
+        """The likely fault of digits `[N, 28, 28]`; "" if most of them match their labels."""
 
         def right(change) -> float:
             return extractor.accuracy(

@@ -1,4 +1,4 @@
-"""The digits to measure: drawn by weights, or read from a file."""
+"""The digits to evaluate: drawn with weights or read from a file."""
 
 import os
 from pathlib import Path
@@ -13,11 +13,11 @@ from model.common import sha256
 from model.sampling import MNIST_HISTOGRAM, SamplingConfig, draw, parse_labels
 from training.own_images import read_arrays
 
-FEWEST = 256  # digits; fewer than twice the 128 features measure nothing
+FEWEST = 256  # digits: twice the 128 features; fewer give no meaningful metrics
 
 
 class GeneratedSamples:
-    """Digits drawn by weights on request, in any number and with any sampling configuration."""
+    """Digits drawn with weights on request, with any sampling configuration."""
 
     def __init__(self, where: str | None, device: torch.device):
         where = where or os.environ.get("WEIGHTS") or str(weights.BUNDLED)
@@ -56,7 +56,7 @@ class GeneratedSamples:
 
 
 class FileSamples:
-    """Digits from an `.npz` of `images` and `labels`; how they were drawn is unknown here."""
+    """Digits from an `.npz` of `images` and `labels`; their sampling settings are unknown."""
 
     def __init__(self, path: Path):
         self.pixels, self.labels = read_samples(path)
@@ -65,7 +65,7 @@ class FileSamples:
         self.sampler = self.sampling = None
 
     def digits(self, count: int, seed: int, **sampling) -> tuple[torch.Tensor, torch.Tensor]:
-        """`count` of the digits, in the proportions of the training set as far as the file has them."""
+        """`count` of the digits, in the class proportions of the training set as far as possible."""
         chosen = self.labels < images.BLACK
         pixels, labels = in_proportion(self.pixels[chosen], self.labels[chosen], seed)
         return pixels[:count], labels[:count]
@@ -77,9 +77,9 @@ class FileSamples:
 
 
 def in_proportion(pixels: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shuffle digits so that the labels of the first N, for every N, have the proportions of the training set.
+    """Shuffle digits so that the first N, for every N, have the class proportions of the training set.
 
-    Otherwise the distance between two sets would also measure how their labels differ by chance.
+    Otherwise the distance between two sets would also measure random differences between their labels.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = labels[order]

@@ -13,7 +13,7 @@ from model.flow_map import FlowMap
 from model.images import CLASSES
 from training.config import Config, add_options
 
-# metric, its name for a reader, its format, the metric's type on the Hub
+# metric, display name, format, metric type on the Hub
 FIGURES = (
     ("fd_ratio", "FD ÷ floor", "{:.2f}", "fid"),
     ("fd_train", "FD to the training set", "{:.3f}", "fid"),
@@ -61,7 +61,7 @@ def figures_of(metrics: dict) -> tuple[dict, dict]:
 
 @check.complete(weights.METRICS)
 def results_table(metrics: dict) -> str:
-    """The headline row as a Markdown table, for drawn and for real digits; "" if nothing is measured yet."""
+    """The headline row as a Markdown table, for drawn and real digits; "" if there is none."""
     if "evaluation" not in metrics:
         return ""
     drawn, real = figures_of(metrics)
@@ -181,7 +181,7 @@ python app.py --weights digits-weights/{weights.TEACHER}
 
 
 def recipe(record: dict) -> str:
-    """A training record in words with its command, after the one it was initialized from, if any."""
+    """A training record as text with its command, preceded by the record it was initialized from, if any."""
     hours = record["hours"]
     taken = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     text = f"""{record["epochs"]:g} passes over {record["data"]} ({record["images"]:,} images) in batches of
@@ -200,8 +200,7 @@ commit `{record["commit"]}`.
 
 
 def is_default(command: str) -> bool:
-    """Whether a recorded command, of this or an earlier version of the trainer, is the default recipe with its flags
-    spelled out."""
+    """Whether a recorded command, of this or an earlier version of the trainer, spells out the default recipe."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     add_options(parser)
     try:
@@ -227,8 +226,7 @@ MIT."""
 
 @check.complete(weights.METRICS)
 def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
-    """The card of a folder of weights that is, or will be, the Hub repository `repo`; `code` is the address to clone
-    the code from.
+    """The model card of a folder of weights for the Hub repository `repo`; `code` is the URL to clone the code from.
 
     Raises ValueError or OSError, in one sentence, for a folder without valid weights.
     """

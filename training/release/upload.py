@@ -1,7 +1,7 @@
-"""Publishing: stage the files in a folder of their own, check them there, send them as one commit.
+"""Publishing: stage the files in a separate folder, check them there, and send them as one commit.
 
-Staging means that a run which is still writing cannot change what was checked, and that no other file can slip in. A
-failed upload leaves the branch on the Hub as it was.
+Staging ensures that a running trainer cannot change the checked files and that no other files are sent. A failed upload
+leaves the branch on the Hub unchanged.
 """
 
 import re
@@ -61,8 +61,8 @@ REQUEST_SECONDS, UPLOAD_SECONDS = 30.0, 600.0
 
 
 def stage(source: Path, patterns: tuple[str, ...], to: Path) -> None:
-    """Copy the files of `source` that match the patterns into `to`, except hidden ones, links, and in the root of a git
-    repository what is not tracked.
+    """Copy the files of `source` that match the patterns to `to`, except hidden files, links and, in the root of a git
+    repository, untracked files.
 
     Raises FileNotFoundError for a pattern without a match, unless it is optional.
     """
@@ -87,7 +87,7 @@ def stage(source: Path, patterns: tuple[str, ...], to: Path) -> None:
 
 
 def tracked_files(folder: Path) -> set[str] | None:
-    """The files that git tracks in the root of its repository; None for any other folder."""
+    """The files that git tracks if `folder` is the root of a repository, else None."""
     if not (folder / ".git").exists():
         return None
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, encoding="utf-8")
@@ -97,8 +97,8 @@ def tracked_files(folder: Path) -> set[str] | None:
 
 
 def check(folder: Path) -> None:
-    """Raise ValueError or OSError for weights not fit to publish, or with such a teacher: damaged, with another's
-    metrics, or drawing non-finite images."""
+    """Raise ValueError or OSError if the weights or their teacher are not fit to publish: damaged, with the metrics of
+    other weights, or drawing non-finite images."""
     loaded = weights.read(folder)
     check_loaded(loaded, folder)
     if (folder / weights.TEACHER).is_dir():
@@ -108,7 +108,7 @@ def check(folder: Path) -> None:
 
 
 def check_loaded(loaded: weights.Weights, folder: Path, part: str = "") -> None:
-    """`check` for the weights of one folder, whose files the errors name with `part` before them."""
+    """`check` for the weights of one folder; errors prefix its file names with `part`."""
     metrics, named = loaded.metrics, part + weights.METRICS
     if weights.TENSORS not in metrics.get("sha256", {}):
         raise ValueError(f"{named} does not name by sha256 the weights it belongs to; train them again")
@@ -126,7 +126,7 @@ def check_loaded(loaded: weights.Weights, folder: Path, part: str = "") -> None:
 
 
 def draws(loaded: weights.Weights) -> bool:
-    """Whether every class comes out finite, with and without guidance."""
+    """Whether the images of all classes are finite, with and without guidance."""
     labels = torch.arange(loaded.network.null_label)
     for guidance in {loaded.sampling.guidance, 1.0, 2.0}:
         *_, last = states(
@@ -138,7 +138,7 @@ def draws(loaded: weights.Weights) -> bool:
 
 
 def space_card(repo: str, commit: str, files: list[str], hardware: str) -> str:
-    """The README of a Space that draws with the weights of `repo` at `commit`, whose `files` are preloaded."""
+    """The README of a Space that draws with the weights of `repo` at `commit` and preloads their `files`."""
     front = SpaceCardData(
         **ABOUT_SPACE,
         sdk="gradio",
@@ -153,7 +153,7 @@ def space_card(repo: str, commit: str, files: list[str], hardware: str) -> str:
 
 
 def static_card(source: str, repo: str) -> str:
-    """The README of the static Space `repo`, whose weights came from `source`: `USER/NAME@commit`, or not the Hub."""
+    """The README of the static Space `repo`; `source` of its weights is `USER/NAME@commit` if they are from the Hub."""
     model, at, _ = source.partition("@")
     origin = {"models": [model]} if at else {}
     picture = f"{static_address(repo)}/{site.PICTURE}"
@@ -171,7 +171,7 @@ def link(repo: str) -> str:
 
 
 def static_address(repo: str) -> str:
-    """Where the Hub serves a static Space."""
+    """The URL at which the Hub serves a static Space."""
     return f"https://{re.sub('[^a-z0-9]+', '-', repo.lower())}.static.hf.space"
 
 
@@ -183,8 +183,8 @@ def ask(call, *args, seconds: float = REQUEST_SECONDS, **kwargs):
 
 
 def found(repo: str, kind: str, private: bool) -> ModelInfo | SpaceInfo | None:
-    """What the Hub knows of the repository, None where there is none; raises ValueError without a token, and for a
-    public one that should be private."""
+    """The Hub's info about a repository, None if there is none; raises ValueError without a token, and for a public
+    repository that should be private."""
     if not get_token():
         raise ValueError(
             f"there is no token; create one that may write at {hub.TOKENS}, then `hf auth login`, or set HF_TOKEN"
@@ -210,7 +210,7 @@ def push(
 ) -> str:
     """Send everything in `folder` as one commit, unless nothing changed; prints and returns its hash.
 
-    The commit also removes what is there but not in `folder`, where its name begins with the pattern `replaced`.
+    The commit also deletes files on the Hub that are not in `folder` and whose names begin with the pattern `replaced`.
     """
     api, names = HfApi(), listed(folder)
     before = ask(api.repo_info, repo, repo_type=kind, revision=branch)
@@ -268,9 +268,9 @@ def send_space(folder: Path, repo: str, source: str, private: bool, hardware: st
 
 
 def send_static(folder: Path, repo: str, private: bool) -> None:
-    """Send an exported page to a static Space; what an earlier one of other code or weights left there is removed.
+    """Send an exported page to a static Space; files left by an earlier page of other code or weights are removed.
 
-    Raises ValueError for a Space that is not a static one.
+    Raises ValueError for a Space that is not static.
     """
     with hub.explained(f"the Space {repo} was not published"):
         space = found(repo, "space", private)

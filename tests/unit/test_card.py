@@ -137,7 +137,7 @@ def test_the_card_of_measured_weights_shows_their_figures(folder):
 
 def test_the_card_says_how_many_digits_cas_was_measured_on(folder):
     add(folder, evaluation=row(), cas=[{**row(count=60000), "drawn": {"cas": 0.981}, "real": {"cas": 0.994}}])
-    assert "drawn digits, or only on real ones: 60,000 of them" in joined(card(folder))
+    assert "drawn digits, or only on real ones (60,000 each)" in joined(card(folder))
 
 
 def test_the_card_of_initialized_weights_shows_both_trainings(folder):
@@ -167,7 +167,7 @@ def test_the_card_of_initialized_weights_shows_both_trainings(folder):
 def test_a_command_of_the_default_recipe_is_recognized(folder, command, expected):
     assert is_default(command) == expected
     add(folder, training={**TRAINING, "command": command})
-    assert ("These settings are the trainer's defaults" in card(folder).text) == expected
+    assert ("These settings are now the trainer's defaults" in card(folder).text) == expected
 
 
 def test_errors_are_sentences(tmp_path, capsys):

@@ -31,14 +31,14 @@ PICTURES = (
     (
         "neighbours.png",
         "Nearest neighbours",
-        "The two samples of each class nearest to the training set, each above its nearest training image.",
+        "For each class, the two samples nearest to the training set, each above its nearest training image.",
     ),
-    ("steps.png", "Steps", "The metrics over the number of sampler steps."),
-    ("guidance.png", "Guidance", "The metrics over the guidance scale."),
+    ("steps.png", "Steps", "Metrics against the number of sampler steps."),
+    ("guidance.png", "Guidance", "Metrics against the guidance scale."),
     (
         "shift.png",
         "Time shift",
-        "The metrics over the shift of the time grid towards the noise, for several numbers of steps.",
+        "Metrics against the shift of the time grid towards the noise, for several numbers of steps.",
     ),
 )
 
@@ -127,30 +127,31 @@ def results(metrics: dict) -> str:
 
 {results_table(metrics)}
 
-Measured on {drawing}, with labels in the proportions of the training set. The column *real* is as many test digits,
-measured the same way against the training set (for the distance to the test set: as many training digits).
+Measured on {drawing},
+with the class proportions of the training set. The *real* column shows the same number of test digits, measured the
+same way against the training set (for the FD to the test set: the same number of training digits).
 
-- **FD** is the Fréchet distance between 128 features of a small classifier that ships with the code
+- **FD** is the Fréchet distance on 128 features of a small classifier that ships with the code
   (`extractor.safetensors`, sha256 `{settings["extractor"][:12]}`, {accuracy:.2%} accurate on the real test set).
-  It is not the Inception FID and cannot be compared with figures in other features. The **floor** is the distance of
-  the real test digits; {settings["count"]:,} digits of the training set itself are at {real["fd_train_subset"]:.3f}.
-- **Precision, recall, density and coverage** use balls to the fifth nearest neighbour.
+  It is not Inception FID and cannot be compared with values from other features. The **floor** is the FD of the real
+  test digits; {settings["count"]:,} digits from the training set itself have an FD of {real["fd_train_subset"]:.3f}.
+- **Precision, recall, density and coverage** use k-nearest-neighbour balls with k = 5 in the same features.
 - **Class accuracy** is how often that classifier predicts the requested class. A value above that of real digits means
-  that the network draws unambiguous digits more often than people write them.
-- A **near copy** is closer to its nearest training image, in pixels, than the closest 1 % of the real test digits are
-  to theirs. In the column *real*, each half of the test set is judged by the limit of the other half.
+  that the samples are less ambiguous than real handwriting.
+- A **near copy** is closer to its nearest training image, in pixel space, than 99% of the real test digits are to
+  theirs. In the *real* column, each half of the test set is judged by the threshold of the other half.
 """
     if cas := cas_of(metrics):
         taught = f"{cas['settings']['count']:,}"
         text += "- **CAS** is the accuracy on the real test set of a classifier trained only on drawn digits, "
-        text += f"or only on real ones: {taught} of them.\n"
+        text += f"or only on real ones ({taught} each).\n"
     if row["blank"]:
         levels = "; ".join(
             f"{name}: mean {flat['mean']:.2f}, standard deviation {flat['spread']:.2f}"
             for name, flat in row["blank"].items()
         )
-        text += f"- The classes black and white are in none of these metrics. Their pixels, of 255: {levels}.\n"
-    return text + f"\n`{row['command']}`, commit `{row['commit']}`, on {row['device']}, torch {row['torch']}."
+        text += f"- These metrics exclude the classes black and white. Their pixel values (0 to 255): {levels}.\n"
+    return text + f"\nCommand: `{row['command']}`, commit `{row['commit']}`, on {row['device']}, torch {row['torch']}."
 
 
 def training(metrics: dict, network: DiT) -> str:
@@ -158,21 +159,21 @@ def training(metrics: dict, network: DiT) -> str:
     how = STAGES if isinstance(network, FlowMap) else "trained with rectified flow."
     text = f"""## Training
 
-A Diffusion Transformer with separate streams for image and class and {parameters / 1e6:.1f} million parameters,
+A Diffusion Transformer with {parameters / 1e6:.1f} million parameters and separate streams for image and class,
 {how}"""
-    return f"{text}\n{recipe(record)}" if record else text
+    return f"{text}\n\n{recipe(record)}" if record else text
 
 
-STAGES = """made in two stages. First flow matching taught a network the velocity from noise to image, which takes many
-small steps to follow. Then distillation turned it into a flow map, which jumps from any point of the path to any later
-one, with the guidance scale as an input, so that a step is a single network call."""
+STAGES = """trained in two stages. First, flow matching trained a network to predict the velocity from noise to image,
+which needs many small steps for sampling. Then distillation turned it into a flow map, which jumps from any point on
+the path to any later one in a single network call, with the guidance scale as an input."""
 
 
 def teacher(repo: str) -> str:
     return f"""## Teacher
 
-The velocity network that this flow map was distilled from is in the folder `{weights.TEACHER}/`. Page and command draw
-with it in {weights.TEACHER_FROM} steps and more, and this draws with it alone:
+The velocity network that this flow map was distilled from is in the folder `{weights.TEACHER}/`. The page and
+`model.generate` use it for {weights.TEACHER_FROM} or more steps. To use it alone:
 
 ```sh
 hf download {repo or "USER/NAME"} --local-dir digits-weights
@@ -192,7 +193,7 @@ commit `{record["commit"]}`.
 {record["command"]}
 ```"""
     if is_default(record["command"]):
-        text += "\n\nThese settings are the trainer's defaults by now: `python -m training.train` is the same recipe."
+        text += "\n\nThese settings are now the trainer's defaults: `python -m training.train` is the same recipe."
     if before := record.get("initialized_from"):
         how = "Distilled" if "training.distill" in record["command"] else "Initialized"
         return f"{recipe(before)}\n\n{how} from those weights: another {text}"
@@ -215,9 +216,9 @@ def is_default(command: str) -> bool:
 
 LIMITS = """## Limitations
 
-It draws 28 × 28 grey digits like those of MNIST, and nothing else: the handwriting of American census employees and
-high-school students around 1990. Some samples are not a clear digit, or not the one asked for: see the class accuracy.
-The metrics judge sets of digits, not single ones, and only through one small classifier.
+The model is limited to 28 × 28 greyscale digits like those of MNIST: the handwriting of American census employees and
+high-school students around 1990. Some samples are unclear or not the requested digit; see the class accuracy. The
+metrics describe sets of digits, not single ones, and mostly rely on one small classifier.
 
 ## License
 

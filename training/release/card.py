@@ -103,7 +103,8 @@ def data_of(metrics: dict, repo: str, network: DiT) -> ModelCardData:
     )
 
 
-def use(repo: str, code: str, labels: str) -> str:
+def use(repo: str, code: str, options: str) -> str:
+    """`options` of the command that draws digits."""
     where = f" --weights {repo}" if repo else ""
     return f"""## Use
 
@@ -111,7 +112,7 @@ def use(repo: str, code: str, labels: str) -> str:
 git clone {code} digits
 cd digits
 pip install -r requirements.txt
-python -m model.generate --labels {shlex.quote(labels)} --count 100 --out digits.png{where}
+python -m model.generate {options} --count 100 --out digits.png{where}
 python app.py{where}
 ```"""
 
@@ -240,6 +241,9 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
         for name, title, text in PICTURES
         if (folder / name).is_file()
     }
+    labels = "0-9" if names == CLASSES else ",".join(names[:10])
+    few = isinstance(loaded.network, FlowMap) and "evaluation" in metrics  # by default, the teacher may draw
+    steps = f" --steps {metrics['evaluation']['settings']['steps']}" if few else ""
     parts = [
         f"# {'Handwritten digits' if names == CLASSES else 'Images'} from a small Diffusion Transformer",
         "Class-conditional: ask for a digit from 0 to 9, or for an all-black or all-white image."
@@ -249,7 +253,7 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
         use(
             repo,
             code or f"https://huggingface.co/spaces/{repo or 'USER/NAME'}",
-            "0-9" if names == CLASSES else ",".join(names[:10]),
+            f"--labels {shlex.quote(labels)}{steps}",
         ),
         results(metrics) if "evaluation" in metrics else "",
         *shown.values(),

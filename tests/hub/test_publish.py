@@ -237,10 +237,10 @@ RATE = Refusal(429, "", RateLimit='"api";r=0;t=55')
 FAULTS = {
     "no token": (WEIGHTS, "", [], "there is no token"),
     "unknown token": (WEIGHTS, "hf_stranger", [], "the token is not valid"),
-    "token that only reads": (WEIGHTS, "hf_reader", [], "the token has no permission"),
-    "somebody else's name": (("weights", "you/tiny"), "hf_writer", [], "the token has no permission"),
+    "token that only reads": (WEIGHTS, "hf_reader", [], "the token lacks permission"),
+    "somebody else's name": (("weights", "you/tiny"), "hf_writer", [], "the token lacks permission"),
     "public already": (("weights", "me/there", "--private"), "hf_writer", [], "is public already"),
-    "gated": (WEIGHTS, "hf_writer", [Fault(ASK, Refusal(403, "", "GatedRepo"))], "gives access on request"),
+    "gated": (WEIGHTS, "hf_writer", [Fault(ASK, Refusal(403, "", "GatedRepo"))], "must grant you access"),
     "CPU Space on a free account": (
         (*SPACE, "--hardware", "cpu-basic"),
         "hf_writer",
@@ -264,9 +264,9 @@ FAULTS = {
         WEIGHTS,
         "hf_writer",
         [Fault(COMMIT, Refusal(503, "Down for a while"))],
-        "answers 503 (Down for a while)",
+        "answered 503 (Down for a while)",
     ),
-    "5xx at a Space's commit": (SPACE, "hf_writer", [Fault(COMMIT, Refusal(500))], "the Hub answers 500"),
+    "5xx at a Space's commit": (SPACE, "hf_writer", [Fault(COMMIT, Refusal(500))], "the Hub answered 500"),
     "cut at the commit": (WEIGHTS, "hf_writer", [Fault(COMMIT, "cut")], "check the network"),
     "no answer from the start": (WEIGHTS, "hf_writer", [Fault(ASK, "hang")], "no answer within 1 s"),
     "no answer to the commit": (WEIGHTS, "hf_writer", [Fault(COMMIT, "hang")], "no answer within 2 s"),
@@ -295,7 +295,7 @@ def test_each_fault_is_one_sentence_and_nothing_is_published(worker, hub, folder
 
 def test_an_upload_that_always_fails_is_tried_again_and_given_up(worker, hub):
     hub.faults = [Fault("PUT", Refusal(502))]
-    assert_sentence(publish(worker, "weights", "me/tiny", hurry=True), PUBLISH, "the Hub answers 502")
+    assert_sentence(publish(worker, "weights", "me/tiny", hurry=True), PUBLISH, "the Hub answered 502")
     attempts = [line for line in hub.log if line.startswith("PUT")]
     assert len(attempts) > len(set(attempts)) > 0
     assert nothing_is_published(hub)

@@ -176,7 +176,7 @@ def test_foreign_configuration_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("name", ["hpu", "meta", "xpu", "cuda:99999999999999999999", "", "cpu\n", "x" * 5000])
 def test_foreign_device_is_one_sentence(name):
-    with pytest.raises(ValueError, match=r"^there is no device .{2,50} here; --device auto takes what there is$"):
+    with pytest.raises(ValueError, match=r"^device .{2,50} is not available here; --device auto picks one that is$"):
         pick(name)
 
 

@@ -562,7 +562,7 @@ def test_diverged_run_stops_with_step_and_rate(go, monkeypatch, capsys):
         (["--name", "a"], {"width": 30, "heads": 4}, "width 30 is not divisible by heads 4"),
         (["--name", "a"], {"data": "cats"}, "data must be mnist, fashion, kmnist, a folder or an .npz, not 'cats'"),
         (["--name", "a"], {"lr": -1}, "lr must be a number from 1e-09 to 1, not -1"),
-        (["--name", "a"], {"device": "abacus"}, "there is no device 'abacus' here"),
+        (["--name", "a"], {"device": "abacus"}, "device 'abacus' is not available here"),
         (["--name", "a", "--init", "nowhere/at/all"], {}, "neither a folder"),
         (["--resume", "runs/none"], {}, "runs/none"),
     ],

@@ -162,7 +162,7 @@ def test_a_field_that_is_missing_is_named(small_weights, tmp_path):
         (small_weights / "README.md").touch()
         refused(upload.check, small_weights, words=words)
     edit(small_weights, evaluation={"drawn": FIGURES, "real": FIGURES})
-    refused(upload.check, small_weights, words="figures of other weights")
+    refused(upload.check, small_weights, words="results for other weights")
     edit(small_weights, evaluation={**ROW, "settings": settings}, training={"epochs": 1})
     refused(card, small_weights, words="metrics.json lacks ")
 

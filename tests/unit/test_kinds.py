@@ -264,11 +264,11 @@ def test_a_teacher_is_published_with_its_hash_beside_a_map_only(small, map_weigh
     upload.check(map_weights)
     teacher = map_weights / weights.TEACHER
     (teacher / "metrics.json").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match=r"^teacher/metrics\.json does not name by sha256"):
+    with pytest.raises(ValueError, match=r"^teacher/metrics\.json has no sha256 of its weights"):
         upload.check(map_weights)
     for folder in (teacher, teacher / weights.TEACHER):
         weights.save(small, folder, SamplingConfig(), {})
-    with pytest.raises(ValueError, match="not weights of a flow map"):
+    with pytest.raises(ValueError, match="only allowed for the weights of a flow map"):
         upload.check(teacher)
 
 

@@ -216,18 +216,18 @@ def build(studio: Studio, static_page: str | None = None) -> gr.Blocks:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python app.py", description="The page that draws digits, in the browser.")
+    parser = argparse.ArgumentParser(prog="python app.py", description="Serve the web page that draws digits.")
     add_shared(parser, "--weights", "--device")
     parser.add_argument("--port", type=int, help="the port to serve on (default: the first free one from 7860)")
-    parser.add_argument("--host", help="the address to serve on, 0.0.0.0 for all of the machine (default: 127.0.0.1)")
-    parser.add_argument("--root-path", help="the path, or the whole address, under which a proxy shows the page")
-    parser.add_argument("--share", action="store_true", help="also show it on a public address of Gradio's for a week")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="let in only who knows them")
+    parser.add_argument("--host", help="the address to listen on; 0.0.0.0 is all interfaces (default: 127.0.0.1)")
+    parser.add_argument("--root-path", help="the path or full URL under which a reverse proxy serves the page")
+    parser.add_argument("--share", action="store_true", help="also serve the page at a public Gradio URL for a week")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="require this user name and password")
     parser.add_argument(
         "--static-page",
         metavar="URL",
         default=os.environ.get("STATIC_PAGE"),
-        help="where the page of model.export can be found, to link to it (default: the variable STATIC_PAGE)",
+        help="link to the exported static page at this URL (default: the variable STATIC_PAGE)",
     )
     parser.add_argument(
         "--strict-weights", action="store_true", help="refuse to start when the weights cannot be loaded"
@@ -238,9 +238,9 @@ def main(argv: list[str] | None = None) -> int:
             check.whole("port", options.port, 1, 65535)
         user, colon, password = (options.auth or "").partition(":")
         if options.auth and not (user and password):
-            raise ValueError("--auth takes USER:PASSWORD, neither of them empty")
+            raise ValueError("--auth must be USER:PASSWORD, with neither part empty")
         if options.static_page and not re.fullmatch(r"https?://\S+", options.static_page):
-            raise ValueError(f"--static-page must begin with https://, unlike {options.static_page}")
+            raise ValueError(f"--static-page must begin with https://, not {options.static_page}")
         load = weights.load if options.strict_weights else weights.load_or_bundled
         page = build(Studio(load(options.weights, pick(options.device)), on_gpu, listened), options.static_page)
         # Gradio checks at startup that its own page responds; that request must bypass any proxy.
@@ -259,7 +259,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise
             asked = f"port {options.port} of " if options.port else ""
             raise OSError(
-                f"{asked}{options.host or 'this machine'} is in use or not to be had; try another --port or --host"
+                f"cannot listen on {asked}{options.host or 'this machine'}: already in use or not available; "
+                "try another --port or --host"
             ) from None
     return 0
 

@@ -1,4 +1,4 @@
-"""Command: how fast this machine draws, beside a plain float32 loop and its peak. `python -m model.benchmark`"""
+"""Command: measure drawing speed, next to a plain float32 loop and the machine's peak. `python -m model.benchmark`"""
 
 import argparse
 import io
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         labels, config = torch.arange(100) % classes, SamplingConfig(20)
         guided = seconds(lambda: list(draw(fast, labels[:10], 0, SamplingConfig(20, 1.5))), device)
         calls = "one network call" if isinstance(fast, FlowMap) else "two network calls"
-        print(f"\nTen digits in 20 steps with guidance, {calls} a step: {1e3 * guided:.0f} ms.")
+        print(f"\nTen digits in 20 steps with guidance, {calls} per step: {1e3 * guided:.0f} ms.")
         drawn, exactly = torch.cat(list(draw(fast, labels, 0, config))), plain(exact, labels, 0, config)
         difference = (drawn.float() - exactly.float()).abs().mean()
         print(f"Mean difference from float32: {difference:.2f} of 255 (100 digits, 20 steps).")

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SHARED = {
-    "--weights": {"help": "a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled ones)"},
-    "--steps": {"type": int, "help": "steps of the sampler, 1 to 50 (default: that of the weights)"},
-    "--guidance": {"type": float, "help": "guidance scale, 0 to 5 (default: that of the weights)"},
-    "--seed": {"type": int, "default": 0, "help": "seed of the first digit; the next one has the next (default 0)"},
+    "--weights": {"help": "a folder or USER/NAME[@revision] (default: the variable WEIGHTS, else the bundled weights)"},
+    "--steps": {"type": int, "help": "sampling steps, 1 to 50 (default: from the weights)"},
+    "--guidance": {"type": float, "help": "guidance scale, 0 to 5 (default: from the weights)"},
+    "--seed": {"type": int, "default": 0, "help": "seed of the first digit; each further digit adds 1 (default 0)"},
     "--device": {"default": "auto", "help": "auto, cpu, cuda or mps (default auto)"},
     "--data-root": {"default": "data", "help": "folder of the data sets (default data)"},
 }

@@ -25,7 +25,7 @@ def pick(name: str = "auto") -> torch.device:
             return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
         pass
-    raise ValueError(f"there is no device {check.shown(name)} here; --device auto takes what there is")
+    raise ValueError(f"device {check.shown(name)} is not available here; --device auto picks one that is")
 
 
 def threads_allowed() -> int:

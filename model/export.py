@@ -1,4 +1,4 @@
-"""Command: the static page, which draws in the visitor's own browser. `python -m model.export --out site`"""
+"""Command: export the static page, which draws in the visitor's own browser. `python -m model.export --out site`"""
 
 import argparse
 import sys
@@ -11,14 +11,14 @@ from model.web import site
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.export", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("site"), help="the folder to write (default site)")
-    parser.add_argument("--address", default="", help="where it will be found, for the picture in previews of links")
+    parser.add_argument("--address", default="", help="the URL of the page, for the picture in link previews")
     add_shared(parser, "--weights")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):
         loaded = site.export(options.weights, options.out, options.address)
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
-    print(f"{options.out}: {size / 1e6:.1f} MB for any file server, weights {loaded.source}")
-    print(f"Look at it: {python('-m', 'http.server', '-d', options.out)}")
+    print(f"{options.out}: {size / 1e6:.1f} MB, ready for any file server; weights: {loaded.source}")
+    print(f"View it with: {python('-m', 'http.server', '-d', options.out)}")
     return 0
 
 

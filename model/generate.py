@@ -1,4 +1,4 @@
-"""Command: labelled digits as a picture or a data set. `python -m model.generate --labels 0-9 --out digits.png`"""
+"""Command: draw labelled digits as a picture or a data set. `python -m model.generate --labels 0-9 --out digits.png`"""
 
 import argparse
 import sys
@@ -18,13 +18,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.generate", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--labels", help="7, 0-9, 3,5,black or mnist, its histogram (default: the first ten classes of the weights)"
+        "--labels", help="7, 0-9, 3,5,black, or mnist for its class shares (default: the weights' first ten classes)"
     )
     parser.add_argument("--count", type=int, default=100, help="number of digits (default 100)")
     parser.add_argument(
         "--out", type=Path, default=Path("digits.png"), help=".png sheet or .npz data set (default digits.png)"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the network (default: bfloat16 where in hardware)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the network (default: bfloat16 if supported)")
     add_shared(parser, "--weights", "--steps", "--guidance", "--seed", "--device")
     options = parser.parse_args(argv)
     with sentence_on_error(parser):

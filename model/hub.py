@@ -34,14 +34,14 @@ NAME = r"\w[\w.-]*/\w[\w.-]*"
 TOKENS = "https://huggingface.co/settings/tokens"
 NO_REPOSITORY = "there is no such repository, or it is private; check the name, or log in with `hf auth login`"
 ADVICE = {  # by exception type, else by HTTP status
-    GatedRepoError: "its owner gives access on request; ask on its page, then log in with `hf auth login`",
-    RevisionNotFoundError: "the repository is there, but has no such revision; its page lists branches and commits",
-    RemoteEntryNotFoundError: "it holds no {file}, so it does not hold weights of this network; check the name",
+    GatedRepoError: "its owner must grant you access; request it on its page, then log in with `hf auth login`",
+    RevisionNotFoundError: "the repository exists, but has no such revision; its page lists branches and commits",
+    RemoteEntryNotFoundError: "it has no {file}, so it does not contain weights of this network; check the name",
     RepositoryNotFoundError: NO_REPOSITORY,
     401: f"the token is not valid; create one at {TOKENS} and log in with `hf auth login`",
     402: "a free account can have two ZeroGPU Spaces and no other Gradio Space; leave --hardware out, delete a Space, "
     "or subscribe to PRO",
-    403: f"the token has no permission for it; create one that may write at {TOKENS} and log in with `hf auth login`",
+    403: f"the token lacks permission; create one with write access at {TOKENS} and log in with `hf auth login`",
     404: NO_REPOSITORY,
 }
 
@@ -58,7 +58,7 @@ def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ())
     if not re.fullmatch(NAME + r"(@\w[\w./-]*)?", where):
         raise FileNotFoundError(f"{where} is neither a folder nor a Hub repository USER/NAME[@revision]")
     repo, _, revision = where.partition("@")
-    with explained(f"{where} is not a folder here, and cannot be loaded from the Hub"):
+    with explained(f"{where} is not a local folder and cannot be loaded from the Hub"):
         try:
             folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1], optional))
             within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names))
@@ -116,7 +116,7 @@ def explained(what: str) -> Iterator[None]:
     """Turn the errors of the Hub's client into an OSError of one sentence: `what`, why, and what to do."""
     try:
         if not re.fullmatch("[!-~]*", get_token() or ""):
-            raise OSError(f"the token holds a space, a typographic quote or the like; copy it again from {TOKENS}")
+            raise OSError(f"the token contains a space, a typographic quote or the like; copy it again from {TOKENS}")
         yield
     except CLIENT_ERRORS as error:
         raise OSError(masked(f"{what}: {reason(error)}")) from error
@@ -131,7 +131,7 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, HfHubHTTPError):
             return answer(cause)
         if isinstance(cause, json.JSONDecodeError):
-            return f"{constants.ENDPOINT} does not answer as the Hub does; check the network and HF_ENDPOINT"
+            return f"{constants.ENDPOINT} does not answer like the Hub; check the network and HF_ENDPOINT"
     if any(isinstance(cause, HTTPError | ConnectionError | TimeoutError) for cause in causes):
         return f"no connection to {constants.ENDPOINT} ({masked(causes[-1])}); check the network and try again"
     return masked(error)
@@ -145,6 +145,6 @@ def answer(error: HfHubHTTPError) -> str:
         seconds = response.headers.get("Retry-After") or (limit and limit.reset_in_seconds)
         return f"too many requests; try again {f'in {seconds} seconds' if seconds else 'later'}"
     said = f" ({error.server_message[:200]})" if error.server_message else ""
-    unknown = f"the Hub answers {response.status_code}{said}; try again later"
+    unknown = f"the Hub answered {response.status_code}{said}; try again later"
     advice = ADVICE.get(type(error)) or ADVICE.get(response.status_code, unknown)
     return advice.replace("{file}", response.url.path.rpartition("/")[2])

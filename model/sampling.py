@@ -52,7 +52,8 @@ class SamplingConfig:
         """A sentence for the user if the requested guidance `asked` is not the one used, else ""."""
         if asked is None or asked == self.guidance:
             return ""
-        return f"Drawn at guidance {self.guidance:g}: this network knows no guidance between 0 and {self.guidance:g}."
+        used = f"{self.guidance:g}"
+        return f"Drawn at guidance {used}: this network does not support values between 0 and {used}."
 
     def recipe(self, digits: str, seed: int) -> str:
         """The digits of a picture and their settings, for the comment in its file."""
@@ -86,7 +87,7 @@ def parse_labels(text: str, count: int, seed: int = 0, names: Sequence[str] = im
     """
     if not isinstance(text, str) or len(text) > MAX_CLASSES:
         raise ValueError(
-            f"classes must be a text such as 0-9 of at most {MAX_CLASSES} characters, not {check.shown(text)}"
+            f"classes must be a string such as 0-9 of at most {MAX_CLASSES} characters, not {check.shown(text)}"
         )
     if text == "mnist" and tuple(names[:10]) == images.CLASSES[:10]:
         share = torch.tensor(MNIST_HISTOGRAM, dtype=torch.float64) / sum(MNIST_HISTOGRAM)
@@ -99,7 +100,7 @@ def parse_labels(text: str, count: int, seed: int = 0, names: Sequence[str] = im
         first, dash, last = (part, "", "") if part in names else part.partition("-")
         low, high = label(first, names), label(last if dash else first, names)
         if high < low:
-            raise ValueError(f"labels {check.shown(part)} run backwards")
+            raise ValueError(f"labels {check.shown(part)} must go from low to high")
         chosen += range(low, high + 1)
     return torch.tensor(chosen).repeat(-(-count // len(chosen)))[:count]
 
@@ -107,7 +108,7 @@ def parse_labels(text: str, count: int, seed: int = 0, names: Sequence[str] = im
 def parse_number(text: str) -> torch.Tensor:
     """The labels of a number, digit by digit; raises ValueError unless it has 1 to 16 digits."""
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER):
-        raise ValueError(f"a number has 1 to {MAX_NUMBER} digits and nothing else, not {check.shown(text)}")
+        raise ValueError(f"number must be 1 to {MAX_NUMBER} digits, not {check.shown(text)}")
     return torch.tensor([int(character) for character in text])
 
 

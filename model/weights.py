@@ -127,7 +127,7 @@ def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu"
     except (ValueError, OSError) as error:
         with contextlib.suppress(ValueError, OSError):
             bundled = load(str(BUNDLED), device)
-            print(f"The bundled weights are used: {masked(error)}", file=sys.stderr)
+            print(f"Using the bundled weights instead: {masked(error)}", file=sys.stderr)
             asked = masked(where or os.environ.get("WEIGHTS"))[:60]
             notice = f"Drawn with the bundled weights, because {asked} could not be loaded."
             return replace(bundled, notice=notice)
@@ -138,7 +138,7 @@ def read(folder: Path) -> Weights:
     """Read a folder of weights; checks file names, types, hash, tensor shapes, and that all numbers are finite."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}, so there are no weights to draw with")
+            raise FileNotFoundError(f"{folder} has no {name}, so it is not a folder of weights")
     config, metrics = read_json(folder / CONFIG), read_metrics(folder / METRICS)
     expected = metrics.get("sha256", {}).get(TENSORS)
     if expected and sha256(folder / TENSORS) != expected:
@@ -150,7 +150,9 @@ def read(folder: Path) -> Weights:
         )
     foreign = set(config) - set(inspect.signature(DiT).parameters) - {"kind"}
     if foreign:
-        raise ValueError(f"{folder / CONFIG} is not of this network: unknown {check.shown(', '.join(sorted(foreign)))}")
+        raise ValueError(
+            f"{folder / CONFIG} is not for this network: unknown {check.shown(', '.join(sorted(foreign)))}"
+        )
     try:
         network = build(folder / TENSORS, config)
         network.load_state_dict(load_file(folder / TENSORS))
@@ -159,7 +161,7 @@ def read(folder: Path) -> Weights:
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise ValueError(f"{folder / TENSORS} holds numbers that are not finite")
     if metrics.get("sha256", {}).get("config", digest(config)) != digest(config):
-        raise ValueError(f"{folder / CONFIG} is not the configuration that {METRICS} names by sha256; put that back")
+        raise ValueError(f"{folder / CONFIG} does not match its sha256 in {METRICS}; restore the original file")
     return Weights(network, sampling, str(folder), metrics)
 
 
@@ -173,7 +175,7 @@ def with_teacher(weights: Weights, folder: Path) -> Weights:
     try:
         return replace(weights, teacher=read_teacher(folder, weights.network))
     except (ValueError, OSError) as error:
-        print(f"The flow map draws without its teacher: {masked(error)}", file=sys.stderr)
+        print(f"Drawing with the flow map alone, without its teacher: {masked(error)}", file=sys.stderr)
         return replace(weights, notice="The network that this one was distilled from could not be loaded.")
 
 
@@ -184,10 +186,10 @@ def read_teacher(folder: Path, network: FlowMap) -> Weights:
     """
     teacher = read(folder / TEACHER)
     if isinstance(teacher.network, FlowMap):
-        raise ValueError(f"{folder / TEACHER} holds a flow map itself, not velocity weights; put those there")
+        raise ValueError(f"{folder / TEACHER} must contain velocity weights, not a flow map")
     for name in ("class_names", "pixel_mean", "pixel_std"):
         if getattr(teacher.network, name) != getattr(network, name):
-            raise ValueError(f"{folder / TEACHER} has another {name} than the flow map; put its own teacher there")
+            raise ValueError(f"{folder / TEACHER} does not have the flow map's {name}; put its own teacher there")
     return teacher
 
 
@@ -203,7 +205,7 @@ def read_json(path: Path) -> dict:
             raise ValueError
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError):
-        raise ValueError(f"{path} is not valid JSON, or too large") from None
+        raise ValueError(f"{path} is not valid JSON or is too large") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a JSON object")
     return found
@@ -223,7 +225,7 @@ def damaged(path: Path, how: str) -> ValueError:
     """The error for a tensor file that cannot be used."""
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            return ValueError(f"{path} is a pointer of git-lfs, not the file itself; fetch that with `git lfs pull`")
+            return ValueError(f"{path} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`")
     return ValueError(f"{path} is {how}; download or train it again")
 
 
@@ -233,7 +235,7 @@ def read_sampling(folder: Path, older: dict) -> SamplingConfig:
     try:
         return SamplingConfig(**(read_json(path) if path.is_file() else older))
     except TypeError:
-        raise ValueError(f"{path} may hold {', '.join(asdict(SamplingConfig()))}, and nothing else") from None
+        raise ValueError(f"{path} may contain only {', '.join(asdict(SamplingConfig()))}") from None
 
 
 def build(path: Path, config: dict) -> DiT:
@@ -248,7 +250,7 @@ def build(path: Path, config: dict) -> DiT:
     width, depth = config.get("width", 256), config.get("depth", 3)
     numbers = isinstance(width, int | float) and isinstance(depth, int | float)
     if numbers and path.stat().st_size / 20 < depth * width * width <= MAX_SIZE:  # beyond, DiT says what is too large
-        raise ValueError(f"{path} does not hold the tensors of the network in {CONFIG}")
+        raise ValueError(f"{path} does not match the network in {CONFIG}")
     try:
         network = KINDS[config.get("kind", DiT.kind)](**{k: v for k, v in config.items() if k != "kind"})
     except ValueError as error:
@@ -257,11 +259,11 @@ def build(path: Path, config: dict) -> DiT:
     prefix = min(found, default="").removesuffix(min(expected))
     if prefix and {name.removeprefix(prefix): shape for name, shape in found.items()} == expected:
         raise ValueError(
-            f"the names in {path} begin with {check.shown(prefix)}, as those of torch.compile and "
-            "DistributedDataParallel do; save the state of the network that is wrapped"
+            f"the tensor names in {path} begin with {check.shown(prefix)}, which torch.compile or "
+            "DistributedDataParallel added; save the state_dict of the unwrapped network"
         )
     if found != expected:
-        raise ValueError(f"{path} does not hold the tensors of the network in {CONFIG}")
+        raise ValueError(f"{path} does not match the network in {CONFIG}")
     return network
 
 
@@ -279,7 +281,7 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict, te
             }
             copy.deepcopy(network).cpu().half().save_pretrained(new, config={**config, **kind})
         except SafetensorError as error:
-            raise OSError(f"no weights can be written to {folder}: {error}") from None
+            raise OSError(f"cannot write weights to {folder}: {error}") from None
         (new / "README.md").unlink(missing_ok=True)  # the mixin's generic card
         (new / SAMPLING).write_text(json.dumps(asdict(sampling), indent=2) + "\n", encoding="utf-8")
         hashes = {TENSORS: sha256(new / TENSORS), "config": digest(read_json(new / CONFIG))}

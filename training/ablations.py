@@ -59,8 +59,8 @@ ROWS = {  # the most informative first
 }
 MEASURING = {
     "count": "digits per measurement",
-    "steps": "steps of the sampler",
-    "points": "measurements of a run, evenly spaced, the last at its end",
+    "steps": "sampling steps",
+    "points": "measurements per run, evenly spaced, with the last at its end",
 }
 AVERAGED, RAW = "release", "no-average"  # RAW is the last network of AVERAGED, without EMA
 # Changing any of these changes what the loss measures.
@@ -109,7 +109,9 @@ def train(name: str, config: Config) -> int:
         if config.init:  # the run copied the network of these weights
             saved = replace(saved, **config.network())
         if saved.recipe() != config.recipe():
-            raise ValueError(f"{folder} holds a run with other flags than these; give those, or move it away")
+            raise ValueError(
+                f"{folder} contains a run with different flags; use the same ones, or move the folder away"
+            )
         if (folder / FILM).exists():  # the run is finished
             return 0
     where = ["--resume", str(folder)] if begun else ["--name", folder.name]
@@ -190,9 +192,9 @@ def parsed(argv: list[str] | None) -> tuple[argparse.ArgumentParser, dict]:
     parser = argparse.ArgumentParser(
         prog="python -m training.ablations",
         description=__doc__.splitlines()[0],
-        epilog=f"Defaults of this command: {CUDA} on CUDA, elsewhere {OTHER}; a warm-up over a tenth of the steps.",
+        epilog=f"Defaults of this command: {CUDA} on CUDA, {OTHER} elsewhere; warm-up over a tenth of the steps.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"just these of {', '.join(ROWS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"the rows to run (default: all): {', '.join(ROWS)}")
     for name, text in MEASURING.items():
         parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=text)
     add_options(parser)
@@ -205,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         names = options.pop("names") or list(ROWS)
         foreign = sorted(set(names) - set(ROWS))
         if foreign:
-            raise ValueError(f"there is no row {', '.join(foreign)}; there are {', '.join(ROWS)}")
+            raise ValueError(f"unknown row {', '.join(foreign)}; the rows are {', '.join(ROWS)}")
         device = pick(options.get("device", "auto"))
         options = {**(CUDA if device.type == "cuda" else OTHER), **options}
         count, steps, points = (options.pop(name) for name in MEASURING)

@@ -126,16 +126,16 @@ def print_profile(config: Config, budget: float) -> None:
     busy = sum(device for *_, device in table.values())
     print(*lines(table), sep="\n")
     print(
-        f"\nA step takes {1e3 * step:.2f} ms, under the profiler {1e3 * seconds / steps:.2f}."
-        + (f" The device was busy for {busy:.2f} of these." if busy else "")
+        f"\nA step takes {1e3 * step:.2f} ms, or {1e3 * seconds / steps:.2f} ms under the profiler."
+        + (f" The device was busy for {busy:.2f} ms of that." if busy else "")
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, help="whose step is measured (default: full on a GPU, else cpu)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring, for each row (default 20)")
-    parser.add_argument("--profile", action="store_true", help="show where the time of a step goes")
+    parser.add_argument("--preset", choices=PRESETS, help="preset to measure (default: full on a GPU, else cpu)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time to measure each row (default 20)")
+    parser.add_argument("--profile", action="store_true", help="print a time breakdown of the training step instead")
     add_options(parser)
     options = vars(parser.parse_args(argv))
     preset, budget, profiled = options.pop("preset"), options.pop("seconds"), options.pop("profile")

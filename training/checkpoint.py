@@ -34,7 +34,7 @@ def save(folder: Path, state: dict) -> None:
         cause = error if isinstance(error, OSError) else error.__context__  # torch wraps a full disk in a RuntimeError
         if not isinstance(cause, OSError):
             raise
-        raise OSError(f"no checkpoint can be written to {folder}: {cause.strerror}") from None
+        raise OSError(f"cannot write a checkpoint to {folder}: {cause.strerror}") from None
 
 
 def flush(folder: Path) -> None:

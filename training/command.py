@@ -31,7 +31,7 @@ def resume(trainer: type[Trainer], options: dict, path: Path) -> Trainer:
     """Resume the run in a folder from its newest checkpoint; raises ValueError or OSError."""
     if not (path / CONFIG).is_file():
         named = f"; did you mean --resume {quoted(RUNS / path)}?" if (RUNS / path / CONFIG).is_file() else ""
-        raise ValueError(f"{path} holds no run to continue{named}")
+        raise ValueError(f"{path} contains no run to resume{named}")
     config = trainer.config_class.load(path / CONFIG)
     fixed = sorted(name for name, value in options.items() if name not in RESUMABLE and value != getattr(config, name))
     if fixed:
@@ -57,10 +57,10 @@ def dry_run(run: Trainer) -> None:
     loss, taken = distributed.sum_over_ranks(run.loss_sum).item() / distributed.world_size(), time.monotonic() - started
     rate = run.optimizer.param_groups[0]["lr"]
     print_once(
-        f"One step, compiling included: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, rate {rate:.1e}"
+        f"One step, including compilation: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, rate {rate:.1e}"
     )
     print_once(
-        f"Peak memory: {peak_memory(run.device):.1f} GB of the {'GPU' if run.device.type == 'cuda' else 'process'}"
+        f"Peak memory of the {'GPU' if run.device.type == 'cuda' else 'process'}: {peak_memory(run.device):.1f} GB"
     )
 
 
@@ -77,10 +77,10 @@ def train(run: Trainer) -> int:
     try:
         run.train()
     except OSError as error:
-        reason = f"{masked(error)}; fix that and continue with --resume {quoted(folder.path)}"
+        reason = f"{masked(error)}; fix this and continue with --resume {quoted(folder.path)}"
         if folder.is_lost():
-            reason = f"because {folder.path} is gone, or belongs to another run by now"
-        raise OSError(f"stopped at step {run.step}, {reason}") from None
+            reason = f"{folder.path} is gone or now belongs to another run"
+        raise OSError(f"stopped at step {run.step}: {reason}") from None
     finally:
         for number, before in handlers.items():
             signal.signal(number, before)
@@ -98,12 +98,12 @@ def main(argv: list[str] | None, trainer: type[Trainer], about: str) -> int:
     config = trainer.config_class
     parser = argparse.ArgumentParser(prog=f"python -m {config.program}", description=about.splitlines()[0])
     parser.add_argument(
-        "--preset", choices=trainer.presets, default="full", help="what the other flags start from (default full)"
+        "--preset", choices=trainer.presets, default="full", help="default values of the other flags (default full)"
     )
     parser.add_argument(
-        "--name", default="", help=f"the run is runs/NAME (default: {trainer.default_name}the preset's name)"
+        "--name", default="", help=f"name of the run, saved in runs/NAME (default: {trainer.default_name}PRESET)"
     )
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="continue the run in this folder")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the run would do, take one step, write nothing"
     )
@@ -113,7 +113,7 @@ def main(argv: list[str] | None, trainer: type[Trainer], about: str) -> int:
     with sentence_on_error(parser):
         distributed.join(options.get("device", "auto"))
         if dry and folder:
-            raise ValueError("--dry-run is for a new run; leave out --resume")
+            raise ValueError("--dry-run only works for a new run; leave out --resume")
         path, status = folder or RUNS / check.plain_name("--name", name or trainer.default_name + preset), 0
         if dry:
             dry_run(trainer.fresh(options, RunFolder(path), preset))

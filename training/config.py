@@ -15,7 +15,7 @@ from model.sampling import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from training.data import DATASETS
 
 MANY = 10**9  # default upper bound of numbers
-KINDS = {bool: "true or false", str: "a printable text of at most 1000 characters"}
+KINDS = {bool: "true or false", str: "printable text of at most 1000 characters"}
 
 
 def option(default, help: str = "", low: float = 0, high: float = MANY):
@@ -34,21 +34,21 @@ class RunConfig:
     batch: int = option(256, "images per step", low=1)
     label_drop: float = option(0.1, "share of labels replaced by the null class, for guidance", high=1)
     lr: float = option(1e-3, "peak learning rate", low=1e-9, high=1)
-    beta2: float = option(0.99, "second-moment decay of AdamW; the first is 0.9", high=0.999999)
+    beta2: float = option(0.99, "second-moment decay of AdamW; the first-moment decay is 0.9", high=0.999999)
     weight_decay: float = option(0.01, "decoupled weight decay", high=10)
     warmup_steps: int = option(1000, "steps of linear warm-up")
-    decay_share: float = option(0.5, "last share of the steps, over which the rate decays linearly to zero", high=1)
+    decay_share: float = option(0.5, "share of the steps, at the end, in which lr decays linearly to zero", high=1)
     clip: float = option(2.0, "maximum gradient norm", low=1e-9)
     ema_images: float = option(500_000.0, "half-life of the weights' moving average, in images", low=1e-6)
     ema_ramp: float = option(0.05, "upper bound of the half-life, as a share of the images seen", low=1e-6)
     seed: int = option(0, "seed of the initial weights and of every batch", high=MAX_SEED)
 
     device: str = option("auto", "auto, cpu, cuda or mps")
-    tensorboard: bool = option(False, "also write the log for TensorBoard, to runs/NAME/tensorboard")
-    compile: bool = option(True, "torch.compile the loss where a compiler works")
-    log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
-    preview_every: float = option(10.0, "epochs between two pictures of the classes", low=1e-6, high=1e6)
-    checkpoint_every: float = option(120.0, "seconds between two checkpoints")
+    tensorboard: bool = option(False, "also log to TensorBoard, in runs/NAME/tensorboard")
+    compile: bool = option(True, "use torch.compile if a working compiler is found")
+    log_every: int = option(20, "steps between lines of metrics.jsonl", low=1)
+    preview_every: float = option(10.0, "epochs between previews of the classes", low=1e-6, high=1e6)
+    checkpoint_every: float = option(120.0, "seconds between checkpoints")
     keep_weights: bool = option(False)  # with every preview, in runs/NAME/kept; for `training.ablations`
 
     program = "training.train"  # the command that runs it
@@ -105,23 +105,25 @@ class Config(RunConfig):
     """Configuration of a training run. The defaults are the recipe of the released weights."""
 
     data: str = option("mnist", "mnist, fashion, kmnist, a folder with one folder of images per class, or an .npz")
-    data_root: str = option("data", "folder of the data sets, downloaded there if necessary")
-    blank_images: int = option(1000, "all-black, and as many all-white, images added to a built-in set", high=100_000)
+    data_root: str = option("data", "folder of the data sets, which are downloaded if missing")
+    blank_images: int = option(
+        1000, "all-black images, and as many all-white ones, added to a built-in set", high=100_000
+    )
 
-    init: str = option("", "weights to start from: a folder, or USER/NAME[@revision]; their network is taken over")
+    init: str = option("", "weights to start from, with their network: a folder, or USER/NAME[@revision]")
     width: int = option(256, "width of the network", low=1, high=4096)
     depth: int = option(3, "blocks", low=1, high=100)
     heads: int = option(4, "query heads, which share one key and value head", low=1, high=1024)
     patch: int = option(2, "side of a patch, pixels", low=1, high=SIZE)
     pixel_mean: float = option(0.5, "subtracted from pixels in [0, 1]", high=1)
-    pixel_std: float = option(0.3081, "pixels are divided by it, so that the data has unit variance", low=1e-3, high=1)
+    pixel_std: float = option(0.3081, "divisor of the pixels, which gives the data unit variance", low=1e-3, high=1)
 
     time_mean: float = option(0.0, "mean of the logit-normal time distribution", low=-10, high=10)
     time_std: float = option(1.0, "standard deviation of that distribution", low=1e-3, high=10)
     time_shift: float = option(
         1.63206, "shift of times towards the noise, in training and sampling", low=1e-3, high=1e3
     )
-    guidance: float = option(1.15, "guidance scale of the previews, and default of the weights", high=MAX_GUIDANCE)
+    guidance: float = option(1.15, "guidance scale of the previews, and the default for the weights", high=MAX_GUIDANCE)
 
     # Only for `training.ablations`.
     qk_norm: bool = option(True)  # queries and keys are normalized
@@ -146,8 +148,8 @@ class DistillConfig(RunConfig):
 
     teacher: str = option("weights/teacher", "weights of a velocity network: a folder, or USER/NAME[@revision]")
     data_root: str = option("data", "folder of the data sets")
-    steps: int = option(4, "steps of the previews, and default of the weights", low=1, high=MAX_STEPS)
-    error_power: float = option(0.5, "p of the weights 1 / error^p of the images in a batch", high=1)
+    steps: int = option(4, "sampling steps of the previews, and the default for the weights", low=1, high=MAX_STEPS)
+    error_power: float = option(0.5, "images in a batch are weighted by 1 / error^X", high=1)
 
     epochs: float = option(248.0, "passes over the data set", low=1e-6, high=1e6)
 

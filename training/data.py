@@ -55,8 +55,8 @@ def load(name: str, root: str, train: bool = True) -> tuple[torch.Tensor, torch.
     pixels, labels = dataset.data, dataset.targets
     if pixels.shape != (len(labels), SIZE, SIZE) or labels.max() >= BLACK:
         raise ValueError(
-            f"{files[0]} and {files[1].name} are not {name}: it has as many labels, from 0 to 9, "
-            f"as images of {SIZE} × {SIZE} pixels"
+            f"{files[0]} and {files[1].name} are not {name}, which has images of {SIZE} × {SIZE} pixels "
+            "and a label from 0 to 9 for each"
         )
     return pixels, labels
 
@@ -68,7 +68,7 @@ def check_whole(path: Path, dimensions: int) -> None:
     shape = struct.unpack(f">{dimensions}I", header[4:].ljust(4 * dimensions, b"\xff"))
     length = len(header) + math.prod(shape)
     if header[:4] != bytes([0, 0, 8, dimensions]) or not math.prod(shape) or path.stat().st_size != length:
-        raise ValueError(f"{path} is cut short or damaged; delete it, and it is extracted or downloaded again")
+        raise ValueError(f"{path} is truncated or damaged; delete it, and it will be extracted or downloaded again")
 
 
 def with_blanks(pixels: torch.Tensor, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,7 +62,7 @@ class Distiller(Trainer):
         self.data = teacher.metrics.get("training", {}).get("data", "mnist")
         learned_from = pixels, labels, names = data.training_set(self.data, config.data_root, Config.blank_images)
         if names != teacher.network.class_names:
-            raise ValueError(f"{self.data} does not have the teacher's classes; put back the images it was trained on")
+            raise ValueError(f"{self.data} does not have the teacher's classes; restore the images it was trained on")
         hashes = common.sha256(self.teacher / weights.TENSORS), data.fingerprint(*learned_from)
         self.data_sha256 = sha256("".join(hashes).encode()).hexdigest()
         drawing = weights.load(where, self.device).network
@@ -76,8 +76,8 @@ class Distiller(Trainer):
     def check_source(self) -> None:
         if not self.folder.began_with(self.data, self.data_sha256):
             raise ValueError(
-                f"{self.teacher} and {self.data} do not hold the teacher and the images that the run in "
-                f"{self.folder.path} began with; put those back, or start another run"
+                f"the run in {self.folder.path} began with another teacher than {self.teacher} or other images than "
+                f"those in {self.data}; restore them, or start another run"
             )
 
     def make_loss(self, network: nn.Module) -> Callable:

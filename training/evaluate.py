@@ -28,7 +28,7 @@ def parts_of(options: argparse.Namespace) -> list[str]:
     if options.samples:
         if options.only and set(SWEEPS) & set(asked):
             raise ValueError(
-                "--samples are drawn already, so there is nothing to sweep over; --only takes headline and cas"
+                "--samples are already drawn, so there is nothing to sweep over; use --only with headline and cas"
             )
         asked = set(asked) - set(SWEEPS)
     return [part for part in PARTS if part in asked]
@@ -39,15 +39,17 @@ def main(argv: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     add_shared(what, "--weights")
     what.add_argument(
-        "--samples", type=Path, help="an .npz of images uint8 [N, 28, 28] and labels [N] to measure instead"
+        "--samples", type=Path, help="an .npz of images uint8 [N, 28, 28] and labels [N] to evaluate instead of weights"
     )
     parser.add_argument(
         "--count", type=int, help=f"digits per row, {FEWEST} to {MOST} (default: {MOST}; on a CPU, sweeps 2000)"
     )
-    parser.add_argument("--full", action="store_true", help="also CAS and the sweeps; saved rows are kept")
-    parser.add_argument("--only", metavar="PARTS", help=f"just these of {','.join(PARTS)}; saved rows are kept")
+    parser.add_argument("--full", action="store_true", help="also measure CAS and the sweeps; saved rows are reused")
+    parser.add_argument("--only", metavar="PARTS", help=f"only some of {','.join(PARTS)}; saved rows are reused")
     parser.add_argument(
-        "--out", type=Path, help="folder of metrics.json and the pictures (default: beside what is measured, else out/)"
+        "--out",
+        type=Path,
+        help="folder for metrics.json and plots (default: that of the weights or samples, else out/)",
     )
     add_shared(parser, "--steps", "--guidance", "--seed", "--device", "--data-root")
     options = parser.parse_args(argv)
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("torchmetrics", "matplotlib"):
             if find_spec(name) is None:
                 needed = python("-m", "pip", "install", "-r", "requirements-dev.txt")
-                raise ValueError(f"{name} is missing, which only measuring needs: {needed}")
+                raise ValueError(f"evaluation needs {name}; install it with: {needed}")
         parts, device = parts_of(options), pick(options.device)
         count = check.whole("count", MOST if options.count is None else options.count, FEWEST, MOST)
         seed = check_seed(options.seed, count)

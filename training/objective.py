@@ -82,7 +82,7 @@ def compiled(function: Callable, device: torch.device, graphs: bool = True) -> C
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # whatever a missing or broken compiler raises
-        print(f"No working compiler here ({type(error).__name__}): training without torch.compile, more slowly.")
+        print(f"No working compiler ({type(error).__name__}); training without torch.compile, which is slower.")
         return function
     graphs = graphs and device.type == "cuda" and distributed.world_size() == 1
     return torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)

@@ -44,7 +44,7 @@ def read_folder(path: Path) -> tuple[list[np.ndarray], list[int], tuple[str, ...
     if not 0 < len(files) <= MAX_IMAGES:
         raise ValueError(
             f"{path} holds {len(files):,} images; it needs one folder of images for each class, "
-            f"with {MAX_IMAGES:,} images at most"
+            f"and at most {MAX_IMAGES:,} images"
         )
     pixels = [opened(file) for file, _ in tqdm(files, desc="reading images", unit="image", dynamic_ncols=True)]
     return pixels, [label for _, label in files], names

@@ -19,7 +19,7 @@ from training.release.card import card
 
 
 def show(folder: Path, repo: str) -> None:
-    print(f"To {repo} would go, in one commit:")
+    print(f"This would be sent to {repo}, in one commit:")
     for name in upload.listed(folder):
         print(f"{(folder / name).stat().st_size:12,} bytes  {name}")
 
@@ -40,7 +40,7 @@ def publish_space(options: argparse.Namespace, folder: Path) -> None:
     upload.check(folder / "weights")
     if Path(options.weights).is_dir():
         raise ValueError(
-            f"a Space needs weights from the Hub, and {options.weights} is a folder here; publish it first"
+            f"a Space needs weights from the Hub, but {options.weights} is a local folder; publish it first"
         )
     source = weights.load(options.weights).source
     cached, names = weights.download(source)[0], (*weights.FILES, weights.SAMPLING, *weights.OF_TEACHER)
@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.publish", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True)
     kinds = {
-        "weights": (publish_weights, "a folder of weights to a model repository"),
-        "space": (publish_space, "the page to a Gradio Space"),
-        "static": (publish_static, "the page that draws in the visitor's browser to a static Space"),
+        "weights": (publish_weights, "publish a folder of weights to a model repository"),
+        "space": (publish_space, "publish the page to a Gradio Space"),
+        "static": (publish_static, "publish the page that draws in the visitor's browser to a static Space"),
     }
     for what, (publish, help) in kinds.items():
         part = commands.add_parser(what, help=help)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         part.add_argument("--dry-run", action="store_true", help="check everything, and print what would be sent")
         if what == "weights":
             part.add_argument(
-                "--from", dest="folder", type=Path, default=weights.BUNDLED, help="the folder (default weights/)"
+                "--from", dest="folder", type=Path, default=weights.BUNDLED, help="folder of weights (default weights/)"
             )
             where = part.add_mutually_exclusive_group()
             where.add_argument("--branch", help="send to this branch, created if necessary")
@@ -86,13 +86,13 @@ def main(argv: list[str] | None = None) -> int:
             add_shared(part, "--weights")
         else:
             part.add_argument(
-                "--weights", required=True, metavar="USER/NAME[@revision]", help="what the Space draws with"
+                "--weights", required=True, metavar="USER/NAME[@revision]", help="the weights that the Space draws with"
             )
             part.add_argument("--hardware", help=f"such as cpu-basic (default for a new Space: {upload.ZERO_GPU})")
     options = parser.parse_args(argv)
     with sentence_on_error(parser), TemporaryDirectory() as staged:
         if not re.fullmatch(hub.NAME, options.repo):
-            raise ValueError(f"a repository is USER/NAME, not {options.repo!r}")
+            raise ValueError(f"the repository must be USER/NAME, not {options.repo!r}")
         options.publish(options, Path(staged))
     return 0
 

@@ -62,8 +62,8 @@ class RunFolder:
         """Raise ValueError if the run began with another data set or, if the hash is given, with other images."""
         if not self.began_with(data, sha256):
             raise ValueError(
-                f"{data} does not hold the images that the run in {self.path} began with; put those back, or start "
-                f"another run with --init {quoted(self.path / WEIGHTS)}"
+                f"the run in {self.path} began with other images than those in {data}; restore them, or start another "
+                f"run with --init {quoted(self.path / WEIGHTS)}"
             )
 
     def began_with(self, data: str, sha256: str | None) -> bool:
@@ -149,7 +149,7 @@ class RunFolder:
             if rows:
                 plots.loss_curve(self.path / "loss.png", rows)
         except ImportError:
-            print("No loss.png: it needs matplotlib (requirements-dev.txt).")
+            print("No loss.png, because matplotlib is not installed (see requirements-dev.txt).")
         plots.growth(self.path / FILM, sorted((self.path / "previews").glob("[0-9]*.png")))
 
 

@@ -36,7 +36,7 @@ class Trainer:
     def __init__(self, config: Config, folder: RunFolder, initial: weights.Weights | None = None):
         """`initial` holds the weights to start from, if any."""
         if config.tensorboard and find_spec("tensorboard") is None:
-            raise ValueError(f"--tensorboard needs its package: {python('-m', 'pip', 'install', 'tensorboard')}")
+            raise ValueError(f"--tensorboard needs its package; run {python('-m', 'pip', 'install', 'tensorboard')}")
         self.config, self.folder, self.device = config, folder, pick(config.device)
         torch.manual_seed(config.seed)
         # Bit-exact reproducibility on a CPU. Filling uninitialized memory would only cost time.
@@ -119,7 +119,7 @@ class Trainer:
         config = replace(config, **{name: getattr(loaded.network, name) for name in NETWORK})
         other = sorted(name for name in options if name in NETWORK and options[name] != getattr(config, name))
         if other:
-            raise ValueError(f"the weights in {config.init} have another {', '.join(other)}; leave it out")
+            raise ValueError(f"the weights in {config.init} have a different {', '.join(other)}; leave it out")
         return cls(config, folder, loaded)
 
     # ---- the loop
@@ -297,7 +297,7 @@ class Trainer:
             if whole and recipe[name] != state["config"].get(name, getattr(type(self.config), name))
         )
         if changed:
-            raise ValueError(f"the checkpoint in {self.folder.path} is of a run with another {', '.join(changed)}")
+            raise ValueError(f"the checkpoint in {self.folder.path} is from a run with another {', '.join(changed)}")
         parts = [name for name in own if name not in ("config", "optimizer", "initialized_from")]
         moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in self.network.parameters()]
         fits = (
@@ -309,7 +309,7 @@ class Trainer:
             and alike(state["optimizer"].get("state"), dict(enumerate(moments if state["step"] else ())))
         )
         if not fits:
-            raise ValueError(f"the checkpoint in {self.folder.path} is of another network or incomplete")
+            raise ValueError(f"the checkpoint in {self.folder.path} is from another network or incomplete")
 
     def record_start(self) -> None:
         """Log the commit, device, torch version and data of this start; a new run also saves its first checkpoint."""

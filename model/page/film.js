@@ -324,7 +324,7 @@
             this.large = canvas("", "digits-large");
             this.large.removeAttribute("aria-hidden");
             this.large.setAttribute("role", "img");
-            this.guess = canvas("The image predicted");
+            this.guess = canvas("The predicted image");
             this.caption = make("p", {className: "digits-caption"});
             this.strip = make("div", {className: "digits-strip", role: "group", "aria-label": "Film strip"});
             this.velocity = make("input", {type: "checkbox", checked: this.memory.velocity ?? false, onchange: () => {
@@ -359,7 +359,7 @@
             const t = film.times[index].toFixed(2);
             paint(this.large, this.state("noisy", index));
             paint(this.guess, this.state("predicted", index));
-            this.guess.setAttribute("aria-label", `The image predicted at t = ${t}`);
+            this.guess.setAttribute("aria-label", `The predicted image at t = ${t}`);
             this.time.textContent = `t = ${t}`;
             this.caption.textContent = this.#words(film, index);
             const away = this.frames.map(frame => Math.abs(frame.index - index));
@@ -377,7 +377,7 @@
             const steps = `${last} step${last === 1 ? "" : "s"}`;
             if (index === last) return `The finished ${noun}, after ${steps}.`;
             const now = index > 0 ? `After ${index} of ${steps}.`
-                : film.times[0] === 1 ? "Pure noise." : "The start: an image under noise.";
+                : film.times[0] === 1 ? "Pure noise." : "The start: an image covered in noise.";
             return this.count > last && this.#near(index)
                 ? `${now} The prediction is already close to the finished ${noun}.`
                 : `${now} Beside it, what the network predicts from it.`;

@@ -76,14 +76,14 @@ def check_route(method: str, path: str) -> None:
     if not allowed:
         raise Refused(404, "There is nothing here.")
     if not any(method in methods for methods in allowed):
-        raise Refused(405, f"This address takes {', '.join(allowed[0])}, not {method[:20]}.")
+        raise Refused(405, f"This address accepts {', '.join(allowed[0])}, not {method[:20]}.")
 
 
 def check_place(asked: Place, held: Iterable[Place]) -> None:
     """Raise Refused if a call exceeds the limits of the queue; Gradio's clients take 503 for a full queue."""
     held = list(held)
     if asked.session and sum(place.session == asked.session for place in held) >= SESSION_PLACES:
-        raise Refused(503, f"{SESSION_PLACES} of your calls are waiting already; wait for one of them.")
+        raise Refused(503, f"You already have {SESSION_PLACES} calls waiting; wait for one to finish.")
     same = sum(place.address == asked.address for place in held)
     work = asked.work + sum(place.work for place in held)
     if len(held) >= PLACES or same >= ADDRESS_PLACES or work > MAX_WORK:
@@ -99,7 +99,7 @@ def parse(body: bytes) -> dict:
     if not isinstance(call, dict) or not isinstance(call.get("data", []), list):
         raise Refused(400, 'The body must be a JSON object such as {"data": ["7", 42]}.')
     if not isinstance(call.get("session_hash"), str | None):
-        raise Refused(400, "The session must be a text.")
+        raise Refused(400, "session_hash must be a string.")
     return call
 
 
@@ -110,7 +110,7 @@ def check_values(values: list) -> None:
     """
     items = [item for value in values for item in (value if isinstance(value, list) else [value])]
     if any(isinstance(item, dict | list) for item in items):
-        raise Refused(422, "Values must be texts, numbers, true, false, null or lists of these.")
+        raise Refused(422, "Values must be strings, numbers, true, false, null or lists of these.")
 
 
 async def read(receive: Receive) -> bytes:
@@ -120,7 +120,7 @@ async def read(receive: Receive) -> bytes:
         message = await receive()
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
-            raise Refused(413, f"A request may have {MAX_BODY // 1024} kB.")
+            raise Refused(413, f"A request may have at most {MAX_BODY // 1024} kB.")
         if not message.get("more_body"):  # also true after a disconnect
             return bytes(body)
 
@@ -218,7 +218,7 @@ class Guard:
         queue = scope["app"].get_blocks()._queue
         session = session_of(event, queue) if event else QueryParams(scope["query_string"]).get("session_hash", "")
         if session not in queue.pending_messages_per_session:
-            raise Refused(404, "Nothing waits for you here; it was fetched already, or nobody listened in time.")
+            raise Refused(404, "No result is waiting here; it was already fetched, or nobody listened in time.")
         self.listeners[session] += 1
         self.unheard.pop(session, None)
         try:

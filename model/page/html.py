@@ -74,14 +74,14 @@ STEPS = (
 MAP_STEPS = (
     ENOUGH,
     "The same noise in 1 to 32 steps. This network is a flow map: it has learned where a step ends, however long it "
-    "is, so a few steps do.",
+    "is, so a few steps are enough.",
 )
 FLOW_AND_MAP = (
     ENOUGH,
     "The same noise in 1 to 32 steps, twice. The flow predicts a velocity; in one step that leads to an average of "
     "many digits, and only many steps follow the path. The flow map was distilled from it: it has learned where a "
-    "step ends, however long it is, so a few steps do. A call is one run of the network. The page draws with the map "
-    f"in up to {TEACHER_FROM - 1} steps, and with the flow in more.",
+    "step ends, however long it is, so a few steps are enough. A call is one run of the network. The page draws with "
+    f"the map in up to {TEACHER_FROM - 1} steps, and with the flow in more.",
 )
 NUMBER = ("Write a number", "All its digits come out of the noise at the same time.")
 CHANGE = (
@@ -97,8 +97,8 @@ MORPH = (
 )
 SKETCH = (
     "Finish a sketch",
-    "Draw something. Noise is laid over it, and the network takes the noise away again, as the chosen class. A little "
-    "noise keeps your lines, a lot keeps only the idea.",
+    "Draw something. The page adds noise to it, and the network removes the noise again to draw the chosen class. A "
+    "little noise keeps your lines, a lot keeps only the idea.",
 )
 SHEET = ("A sheet of digits", "Up to 400 digits, each from its own seed. Click one to open it.")
 
@@ -146,7 +146,7 @@ def panel(classes: Sequence[str], start: dict, drawn: bool) -> str:
     )
 
 
-GUIDANCE = "1 follows the class, more exaggerates it, 0 ignores it: any class may come."
+GUIDANCE = "1 follows the class, more exaggerates it, 0 ignores it: any class may appear."
 
 
 def number_form() -> str:
@@ -174,7 +174,7 @@ def morph_form(other: int) -> str:
 
 
 def noise_form(noise: float) -> str:
-    hint = "laid over the sketch"
+    hint = "added to the sketch"
     field = slider("noise", "Noise", noise, 0.1, 1, 0.05, hint)
     return f'<form data-fields="noise">{field}<p class="problem" role="alert"></p></form>'
 

@@ -127,8 +127,8 @@
         block.after(words);
         new MutationObserver(() => {
             const place = block.textContent.match(/queue: (\d+)/)?.[1];
-            words.textContent = !place ? "" : place === "1" ? "The page is busy; yours is the next drawing."
-                : `The page is busy; ${place - 1} drawings come before yours.`;
+            words.textContent = !place ? "" : place === "1" ? "The page is busy; your drawing is next."
+                : `The page is busy; your drawing is number ${place} in the queue.`;
         }).observe(block, {subtree: true, childList: true, characterData: true});
     }
 

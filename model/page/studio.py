@@ -106,7 +106,7 @@ class Studio:
     def wanted(self) -> Iterator[None]:
         """Context of a drawing step; raises ValueError if no client waits for the drawing."""
         if not self.listened():
-            raise ValueError("nobody waits for this drawing any more")
+            raise ValueError("nobody is waiting for this drawing any more")
         yield
 
     @contextmanager
@@ -209,8 +209,8 @@ class Studio:
         return self.draw_one(digit, seed, self.config(steps, guidance), sampling.draw_row).digits[0].tolist()
 
     def steps_api(self, digit: str = "all", seed: int = 42, guidance: float | None = None) -> dict[str, list]:
-        """One class, or "all" ten digits, from the same noise at 1, 2, 4, 8, 16 and 32 steps: images by number of
-        steps."""
+        """One class, or "all" ten digits, drawn from the same noise in 1, 2, 4, 8, 16 and 32 steps: images by number
+        of steps."""
         columns = self.compare_steps(digit, seed, self.config(1, guidance))
         return {str(count): pixels.tolist() for count, pixels, _ in columns}
 
@@ -222,8 +222,8 @@ class Studio:
         steps: int | None = None,
         guidance: float | None = None,
     ) -> dict[str, list]:
-        """Up to 400 digits, `classes` in turn ("7", "0-9", "3,5,black"): images and labels, digit i from the noise of
-        seed + i."""
+        """Up to 400 digits, cycling through `classes` ("7", "0-9", "3,5,black"): images and labels. Digit i starts
+        from the noise of seed + i."""
         labels = self.labels(classes, count)
         pixels = torch.cat(list(self.draw_sheet(labels, seed, self.config(steps, guidance))))
         return {"images": pixels.tolist(), "labels": labels.tolist()}
@@ -237,8 +237,8 @@ class Studio:
         steps: int | None = None,
         guidance: float | None = None,
     ) -> list[list[list[int]]]:
-        """One noise that starts as class `digit` and goes on as class `other`: one image for each time in `at`, from 1
-        (noise: all of it is the other class) to 0 (never). 1 to 16 times."""
+        """Drawings that begin as class `digit` and switch to class `other`, all from the same noise: one image for each
+        time in `at`, from 1 (switch at once) to 0 (never). 1 to 16 times."""
         config = self.config(steps, guidance)
         return self.change(digit, other, seed, at if isinstance(at, list) else [at], config).digits.tolist()
 
@@ -263,8 +263,8 @@ class Studio:
         steps: int | None = None,
         guidance: float | None = None,
     ) -> list[list[int]]:
-        """A sketch (784 numbers, row by row, 0 black to 255 white) finished as a class: `noise` from 0, which keeps it,
-        to 1, which forgets it."""
+        """A sketch (784 numbers, row by row, 0 black to 255 white) finished as a class. `noise` goes from 0 (keep the
+        sketch) to 1 (ignore it)."""
         return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
 
     # ---- the tabs: the value to show, and the message about a bad value, which leaves the shown value unchanged

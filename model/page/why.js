@@ -43,14 +43,14 @@
     // What a step does, in words and in symbols.
     const MOVES = {
         flow: "One step moves every pixel a little along its arrow; then the network looks again.",
-        map: "The arrows turn on the way. This network has learned where following them ends, so one step is a jump "
-            + "to there, however far; then the network looks again.",
+        map: "The arrows turn along the way. This network has learned where following them leads, so one step jumps "
+            + "straight there, however far; then the network looks again.",
     };
     const EXACTLY = {
         flow: "In symbols, a step is x + (t′ − t)·v: the picture x, the time t, which runs from 1 to 0, the time "
             + "t′ after the step, and the velocity v, whose opposite the arrows show, as time runs backwards. "
-            + "They lead to x − t·v, where every pixel would be that followed its arrow to the end. From the "
-            + "second step on, v is corrected by how it has changed since the step before, as one leans into a "
+            + "They lead to x − t·v, where each pixel would be if it followed its arrow to the end. From the "
+            + "second step on, v is corrected by how it has changed since the step before, like leaning into a "
             + "bend; only the last step goes straight again.",
         map: "In symbols, a step is x + (t′ − t)·u(x, t, t′): the picture x, the time t, which runs from 1 to 0, the "
             + "time t′ after the step, and u, the average velocity on the way from t to t′. The arrows show the "
@@ -86,7 +86,7 @@
                     figure(this.aim, "Where the arrows lead"),
                     make("div", {className: "why-buttons"}, this.stepButton, this.restButton, this.resetButton)),
                 this.caption,
-                make("details", {}, make("summary", {}, "More exactly"), this.exactly = make("p")),
+                make("details", {}, make("summary", {}, "More precisely"), this.exactly = make("p")),
             );
             new ResizeObserver(() => this.data && this.#drawArrows()).observe(this.field);
         }
@@ -279,7 +279,7 @@
                 + `Left to right: from noise to the average ${digit}. Up and down: the largest difference among real `
                 + `${digit}s.`;
             this.caption.textContent = guidance === 0
-                ? "With a guidance of 0 the network does not know which digit is asked for: a path may end at any."
+                ? "With guidance 0 the network does not know which digit is asked for, so a path may end at any digit."
                 : jumps ? {
                 1: `In one jump. The flow map has learned where each path ends, so it goes there at once: to a `
                     + `${digit} of its own, and not to the average of all.`,
@@ -289,7 +289,7 @@
                 1: `In one step. In pure noise every ${digit} is still possible, so the arrows point to the average of `
                     + `all: a blur, and nearly the same wherever it starts.`,
                 4: `In 4 steps. After each one the network looks again, and the path turns towards one particular `
-                    + `${digit}. But few straight pieces follow a curve only roughly, and strokes may break.`,
+                    + `${digit}. But a few straight pieces follow a curve only roughly, and strokes may break.`,
                 20: `In 20 steps. The network looks again and again and corrects its course a little each time: every `
                     + `patch of noise ends at its own ${digit}.`,
             }[steps];

@@ -27,7 +27,7 @@ class Memory {
         try {
             if (missing > 0) this.kernels.memory.grow(Math.ceil(missing / 65536));
         } catch {
-            throw new Error("the network needs more memory than this browser gives");
+            throw new Error("the network needs more memory than this browser allows");
         }
         return at;
     }

@@ -45,7 +45,7 @@ class Engine {
                 else if (data.kind === "done") drawing?.resolve(true);
                 else if (data.kind === "error") (drawing?.reject ?? reject)(new Error(data.message));
             };
-            this.#worker.onerror = () => reject(new Error("The network does not start; reload the page"));
+            this.#worker.onerror = () => reject(new Error("The network did not start; reload the page"));
         });
         this.ready.then(() => this.isReady = true, () => {}); // errors are handled by those who await `ready`
         const ports = [weights, partner].filter(value => value instanceof MessagePort);
@@ -214,7 +214,7 @@ const say = text => $("news").textContent = text;
 
 // Announce what was drawn, with a note if the guidance used differs from the one asked for.
 function sayDrawn(text, {guidance, asked}) {
-    const note = `Drawn at guidance ${guidance}: this network knows no guidance between 0 and ${guidance}.`;
+    const note = `Drawn at guidance ${guidance}: this network does not support values between 0 and ${guidance}.`;
     say(guidance === asked ? `${text}.` : `${text}. ${note}`);
 }
 
@@ -372,7 +372,7 @@ let written = ""; // the number in the row
 async function writeNumber() {
     const number = field("number").value.replace(/[\s./-]/g, "");
     const fine = /^\d+$/.test(number) && number.length <= most.number;
-    problem("number", fine ? "" : `A number has 1 to ${most.number} digits and nothing else.`);
+    problem("number", fine ? "" : `Number must be 1 to ${most.number} digits.`);
     if (!fine || !ready(number.length)) return;
     const wanted = subject(), began = performance.now(), names = [...number];
     const seeds = names.map((_, i) => wanted.seed + i);
@@ -551,7 +551,7 @@ function load(folder) {
     const {port1, port2} = navigator.hardwareConcurrency > 1 ? new MessageChannel() : {};
     first = new Engine(folder, ({got, total}) => {
         Object.assign($("progress"), {max: total, value: got});
-        $("arrived").textContent = `The network arrives: ${(got / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`;
+        $("arrived").textContent = `Loading the network: ${(got / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`;
     }, port1);
     if (port2) {
         const partner = new Engine(port2);
@@ -564,7 +564,7 @@ function load(folder) {
 // The URL of a folder on the Hub, for USER/NAME or USER/NAME@commit.
 function onHub(name) {
     const [, repository, revision = "main"] = name.includes("..") ? [] : REPOSITORY.exec(name) ?? [];
-    if (!repository) throw new Error("weights are named USER/NAME or USER/NAME@commit");
+    if (!repository) throw new Error("the name must be USER/NAME or USER/NAME@commit");
     return `${HUB}${repository}/resolve/${revision}/`;
 }
 
@@ -585,7 +585,7 @@ async function start() {
     const loading = isAble && (others ? loadForeign(others) : load(own));
     fillControls(); // while the network is loading
     showNoise();
-    if (!isAble) throw new Error("This browser is too old: the network needs WebAssembly with SIMD, of 2023 or later");
+    if (!isAble) throw new Error("This browser is too old: the network needs WebAssembly with SIMD (2023 or later)");
     await loading;
     if (others && !repository) await load(own);
     loaded = true;

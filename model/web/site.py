@@ -39,14 +39,12 @@ def export(where: str | None, folder: Path, address: str = "") -> weights.Weight
     """
     folder = Path(folder).resolve()
     if address and not re.fullmatch(r"https?://\S+", address):
-        raise ValueError(f"the address of the page must begin with https://, unlike {address}")
+        raise ValueError(f"the address of the page must begin with https://, not {address}")
     if not replaceable(folder):
-        raise FileExistsError(f"{folder} holds something other than an exported page; name another folder, or empty it")
+        raise FileExistsError(f"{folder} contains files not from an exported page; choose another folder, or empty it")
     loaded = weights.load(where).alone()
     if not loaded.network.qk_norm or loaded.network.predicts_image:
-        raise ValueError(
-            "the page draws with networks that have QK-norm and predict the velocity, unlike these weights"
-        )
+        raise ValueError("the static page only supports networks with QK-norm that predict the velocity")
     with replacing_folder(folder) as new:
         new.mkdir(parents=True)
         write(loaded, new, address)
@@ -96,7 +94,7 @@ def write_weights(loaded: weights.Weights, folder: Path) -> Path:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     if kinds != {"F16"}:
         raise ValueError(
-            f"{source / weights.TENSORS} holds {', '.join(sorted(kinds))}; the page draws with float16 only"
+            f"{source / weights.TENSORS} contains {', '.join(sorted(kinds))}; the static page only supports float16"
         )
     digest = sha256(source / weights.TENSORS)
     kept = folder / f"{WEIGHTS}{digest[:12]}"

@@ -27,7 +27,7 @@ export async function load(folder, report) {
             throw new Error(`${url} cannot be reached; check the address and the connection`);
         });
         if (response.status === 404 && [SAMPLING, METRICS].includes(name)) return new Response("{}");
-        if (!response.ok) throw new Error(`${url} cannot be loaded: the server answers ${response.status}`);
+        if (!response.ok) throw new Error(`${url} cannot be loaded: the server answered ${response.status}`);
         return response;
     };
     const getObject = async name => object(name, await (await get(name)).text().catch(() => broken(name)));
@@ -62,7 +62,7 @@ function object(name, text) {
 const isObject = value => typeof value === "object" && value !== null && !Array.isArray(value);
 
 function broken(name) {
-    throw new Error(`the connection broke while ${name} was loading; reload the page to try again`);
+    throw new Error(`the connection was lost while ${name} was loading; reload the page to try again`);
 }
 
 // The body of a response as an ArrayBuffer; it should hold tensors of `size` bytes.
@@ -91,7 +91,7 @@ function checked(config, sampling) {
     for (const [name, value] of Object.entries(config)) {
         if (Object.hasOwn(MOVED, name)) older[MOVED[name]] = value;
         else if (Object.hasOwn(NETWORK, name) || name === "class_names") network[name] = value;
-        else throw new Error(`${CONFIG} is not of this network: unknown ${check.shown(name)}`);
+        else throw new Error(`${CONFIG} is not for this network: unknown ${check.shown(name)}`);
     }
     const {kind, width, depth, heads, patch, classes, pixel_mean, pixel_std} = network;
     if (!Object.hasOwn(KINDS, kind))
@@ -110,7 +110,7 @@ function checked(config, sampling) {
 
     const drawing = {...DRAWING, ...(Object.keys(sampling).length ? sampling : older)};
     const unknown = Object.keys(drawing).find(name => !Object.hasOwn(DRAWING, name));
-    if (unknown) throw new Error(`${SAMPLING} may not hold ${check.shown(unknown)}`);
+    if (unknown) throw new Error(`${SAMPLING} may not contain ${check.shown(unknown)}`);
     check.sampling(drawing, `${SAMPLING}: `);
     return {config: network, sampling: drawing};
 }
@@ -156,7 +156,7 @@ function shapes({kind, width: D, depth, heads, patch, classes}) {
 const bytesOf = shape => 2 * shape.reduce((a, b) => a * b, 1);
 const sizeOf = config => Object.values(shapes(config)).reduce((sum, shape) => sum + bytesOf(shape), 0);
 const damaged = how => new Error(`${TENSORS} is damaged: ${how}; reload the page to load it again`);
-const foreign = () => new Error(`${TENSORS} does not hold the tensors of the network in ${CONFIG}`);
+const foreign = () => new Error(`${TENSORS} does not match the network in ${CONFIG}`);
 
 // The tensors of a safetensors file, {name: Uint16Array of float16}.
 //
@@ -164,11 +164,11 @@ const foreign = () => new Error(`${TENSORS} does not hold the tensors of the net
 // numbers, one tensor after the other. The name, type, shape and offsets of each are checked.
 function readTensors(buffer, config) {
     const text = (begin, length) => new TextDecoder().decode(new Uint8Array(buffer, begin, length));
-    if (buffer.byteLength < 8) throw damaged("it is cut short");
-    if (text(0, 8) === "version ") throw new Error(`${TENSORS} is a pointer of git-lfs, not the file itself`);
+    if (buffer.byteLength < 8) throw damaged("it is truncated");
+    if (text(0, 8) === "version ") throw new Error(`${TENSORS} is a Git LFS pointer, not the file itself`);
     const length = Number(new DataView(buffer).getBigUint64(0, true)), begin = 8 + length;
-    if (length > MAX_HEADER) throw damaged("it does not begin as a safetensors file");
-    if (begin > buffer.byteLength) throw damaged("it is cut short");
+    if (length > MAX_HEADER) throw damaged("it does not begin like a safetensors file");
+    if (begin > buffer.byteLength) throw damaged("it is truncated");
     let header;
     try {
         header = JSON.parse(text(8, length));
@@ -184,7 +184,7 @@ function readTensors(buffer, config) {
         if (dtype !== "F16") throw new Error(`${name} in ${TENSORS} has the type ${check.shown(dtype)}, not F16`);
         if (String(shape) !== String(expected[name])) throw foreign();
         if (String(data_offsets) !== String([end, end + size])) throw damaged("its tensors overlap or leave gaps");
-        if (begin + end + size > buffer.byteLength) throw damaged("it is cut short");
+        if (begin + end + size > buffer.byteLength) throw damaged("it is truncated");
         tensors[name] = new Uint16Array(buffer.slice(begin + end, begin + end + size)); // a copy, which is aligned
         end += size;
     }

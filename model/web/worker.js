@@ -41,7 +41,7 @@ async function instantiate(engine) {
         const response = await fetch(new URL(engine, import.meta.url));
         return (await WebAssembly.instantiate(await response.arrayBuffer())).instance.exports;
     } catch {
-        throw new Error(`${engine} does not start here; browsers have had WebAssembly with SIMD since 2023`);
+        throw new Error(`${engine} does not start; it needs a browser of 2023 or later, with WebAssembly SIMD`);
     }
 }
 
@@ -76,7 +76,7 @@ function ask(port, question) {
 
 async function draw({id, labels, seeds = [], noise: start, steps, guidance, time_shift, film, alone}) {
     newest = id;
-    if (!loaded) throw new Error("there are no weights to draw with yet");
+    if (!loaded) throw new Error("the weights are not loaded yet");
     const mine = loaded, {network, config: {pixel_mean: mean, pixel_std: std}} = mine;
     for (const label of labels) check.whole("label", label, 0, network.nullLabel);
     for (const seed of seeds) check.whole("seed", seed, 0, 2 ** 31 - 1);

@@ -96,7 +96,7 @@ def test_credentials_of_the_endpoint_are_never_shown(house, hub, tmp_path, capfd
 
 def test_a_typographic_token_is_named(worker, hub):
     outcome = worker.command("training.publish", "weights", "me/tiny", HF_TOKEN="“hf_writer”")
-    assert_sentence(outcome, PUBLISH, "me/tiny was not published: the token holds a space, a typographic quote")
+    assert_sentence(outcome, PUBLISH, "me/tiny was not published: the token contains a space, a typographic quote")
     assert hub.log == []
 
 

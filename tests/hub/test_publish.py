@@ -173,15 +173,15 @@ UNFIT = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     "no hashes": (
         lambda folder: edit(folder, lambda metrics: metrics.pop("sha256")),
-        "does not name by sha256 the weights",
+        "has no sha256 of its weights",
     ),
     "figures of others": (
         lambda folder: edit(folder, lambda metrics: metrics.update(evaluation=ROW)),
-        "figures of other weights",
+        "results for other weights",
     ),
     "sweep of others": (
         lambda folder: edit(folder, lambda metrics: metrics.update(sweeps=[ROW])),
-        "figures of other weights",
+        "results for other weights",
     ),
     "not a number": (lambda folder: save_weights(folder, 0, overflow), "not finite"),
 }
@@ -197,7 +197,7 @@ def test_unfit_weights_are_refused_before_any_request(worker, hub, tmp_path, spo
 
 
 def test_a_name_without_its_user_is_refused(worker, hub):
-    assert_sentence(publish(worker, "weights", "tiny"), PUBLISH, "a repository is USER/NAME, not 'tiny'")
+    assert_sentence(publish(worker, "weights", "tiny"), PUBLISH, "the repository must be USER/NAME, not 'tiny'")
     assert hub.log == []
 
 
@@ -219,7 +219,7 @@ def test_a_card_with_other_figures_is_refused(worker, hub, tmp_path):
     edit(folder, lambda metrics: metrics.update(evaluation=row))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\nFD ÷ floor: 1.00, the best there is.\n")
     outcome = publish(worker, "weights", "me/tiny", "--from", folder)
-    assert_sentence(outcome, PUBLISH, "README.md does not show the figures")
+    assert_sentence(outcome, PUBLISH, "README.md does not show the results")
     assert hub.log == []
 
 
@@ -235,12 +235,12 @@ COMMIT, CREATE, ASK = r"POST .*/commit/", r"POST /api/repos/create", r"GET /api/
 RATE = Refusal(429, "", RateLimit='"api";r=0;t=55')
 # arguments, token, faults of the Hub, expected message
 FAULTS = {
-    "no token": (WEIGHTS, "", [], "there is no token"),
+    "no token": (WEIGHTS, "", [], "no token found"),
     "unknown token": (WEIGHTS, "hf_stranger", [], "the token is not valid"),
-    "token that only reads": (WEIGHTS, "hf_reader", [], "the token has no permission"),
-    "somebody else's name": (("weights", "you/tiny"), "hf_writer", [], "the token has no permission"),
+    "token that only reads": (WEIGHTS, "hf_reader", [], "the token lacks permission"),
+    "somebody else's name": (("weights", "you/tiny"), "hf_writer", [], "the token lacks permission"),
     "public already": (("weights", "me/there", "--private"), "hf_writer", [], "is public already"),
-    "gated": (WEIGHTS, "hf_writer", [Fault(ASK, Refusal(403, "", "GatedRepo"))], "gives access on request"),
+    "gated": (WEIGHTS, "hf_writer", [Fault(ASK, Refusal(403, "", "GatedRepo"))], "must grant you access"),
     "CPU Space on a free account": (
         (*SPACE, "--hardware", "cpu-basic"),
         "hf_writer",
@@ -264,9 +264,9 @@ FAULTS = {
         WEIGHTS,
         "hf_writer",
         [Fault(COMMIT, Refusal(503, "Down for a while"))],
-        "answers 503 (Down for a while)",
+        "answered 503 (Down for a while)",
     ),
-    "5xx at a Space's commit": (SPACE, "hf_writer", [Fault(COMMIT, Refusal(500))], "the Hub answers 500"),
+    "5xx at a Space's commit": (SPACE, "hf_writer", [Fault(COMMIT, Refusal(500))], "the Hub answered 500"),
     "cut at the commit": (WEIGHTS, "hf_writer", [Fault(COMMIT, "cut")], "check the network"),
     "no answer from the start": (WEIGHTS, "hf_writer", [Fault(ASK, "hang")], "no answer within 1 s"),
     "no answer to the commit": (WEIGHTS, "hf_writer", [Fault(COMMIT, "hang")], "no answer within 2 s"),
@@ -295,7 +295,7 @@ def test_each_fault_is_one_sentence_and_nothing_is_published(worker, hub, folder
 
 def test_an_upload_that_always_fails_is_tried_again_and_given_up(worker, hub):
     hub.faults = [Fault("PUT", Refusal(502))]
-    assert_sentence(publish(worker, "weights", "me/tiny", hurry=True), PUBLISH, "the Hub answers 502")
+    assert_sentence(publish(worker, "weights", "me/tiny", hurry=True), PUBLISH, "the Hub answered 502")
     attempts = [line for line in hub.log if line.startswith("PUT")]
     assert len(attempts) > len(set(attempts)) > 0
     assert nothing_is_published(hub)
@@ -393,7 +393,7 @@ def test_a_dry_run_of_a_space_writes_nothing(worker, hub, folders):
 def test_weights_of_a_space_must_be_on_the_hub(worker, hub):
     for folder in ("runs", "weights"):
         outcome = publish(worker, "space", "me/page", "--weights", folder)
-        assert_sentence(outcome, PUBLISH, f"{folder} is a folder here; publish it first")
+        assert_sentence(outcome, PUBLISH, f"{folder} is a local folder; publish it first")
     assert hub.log == []
 
 

@@ -323,7 +323,7 @@ def test_a_film_of_one_step_and_other_subjects(visit, draw):
     put(page, element("digit-film", sketch))
     assert page.locator(".digits-large").get_attribute("aria-label") == "A 3, finished from a sketch"
     slider(page).press("Home")
-    assert page.locator(".digits-caption").inner_text().startswith("The start: an image under noise.")
+    assert page.locator(".digits-caption").inner_text().startswith("The start: an image covered in noise.")
 
 
 # ---- several digits

@@ -56,7 +56,7 @@ def test_visitors_read_what_they_need_and_the_log_keeps_no_secret(odd, http):
     assert "Drawn with the bundled weights, because nobody/" in seen
     assert "could not be loaded." in seen
     log = odd[2].read_text()
-    assert "The bundled weights are used: nobody/" in log
+    assert "Using the bundled weights instead: nobody/" in log
     for text in (seen, log):
         assert SECRET not in text
         assert "<img src=x" not in text or text is log
@@ -84,7 +84,7 @@ def test_an_address_that_is_none_is_one_sentence(capsys):
     with pytest.raises(SystemExit):
         app.main(["--static-page", "javascript:alert(1)"])
     assert capsys.readouterr().err == (
-        "python app.py: --static-page must begin with https://, unlike javascript:alert(1)\n"
+        "python app.py: --static-page must begin with https://, not javascript:alert(1)\n"
     )
 
 
@@ -104,7 +104,8 @@ def test_a_port_in_use_is_one_sentence(capsys, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             app.main(["--port", str(taken.getsockname()[1])])
     assert stop.value.code == 2
-    assert re.fullmatch(r"python app.py: port \d+ of this machine is .* --port or --host\n", capsys.readouterr().err)
+    said = r"python app.py: cannot listen on port \d+ of this machine: already in use .* --port or --host\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,14 @@ def test_a_visit_to_a_flow_map(chromium, served, loaded):
 
     assert close(one.shows(7, 5, 2), drawn(loaded.network, 2))
     note = one.page.locator("#panel [data-field=guidance] .problem")
-    assert note.inner_text() == "Drawn at guidance 1: this network knows no guidance between 0 and 1."
+    assert note.inner_text() == "Drawn at guidance 1: this network does not support values between 0 and 1."
     assert note.is_visible()
     assert (one.field("guidance").input_value(), one.field("guidance").get_attribute("aria-invalid")) == ("1", None)
     assert one.page.url.endswith("seed=5&steps=2&guidance=1")
     assert "xₜ − t·u(xₜ, t, 0)" in one.page.locator("#film .digits-strip").inner_text()
 
     one.open("Why it works")
-    assert "one step is a jump" in one.page.locator("digit-arrows").inner_text()
+    assert "one step jumps" in one.page.locator("digit-arrows").inner_text()
     one.page.locator("digit-steps").scroll_into_view_if_needed()
     one.until("$$('digit-steps canvas').length === 12")
     assert one.page.locator("digit-steps tbody th").all_inner_texts() == ["flow", "map"]

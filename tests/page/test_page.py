@@ -155,7 +155,7 @@ def test_a_guidance_of_0_says_that_any_class_may_come(visit):
     assert one.alt() == f"An image of any class, drawn in {STEPS} steps from the noise of seed 3"
     assert one.page.locator("#digit-title").inner_text() == "Any class from seed 3"
     one.more()
-    assert "0 ignores it: any class may come" in one.page.locator("#guidance-hint").inner_text()
+    assert "0 ignores it: any class may appear" in one.page.locator("#guidance-hint").inner_text()
 
 
 def test_saved_files_are_the_digit_and_its_film(visit, bundled):
@@ -283,7 +283,7 @@ def test_what_is_no_number_is_a_sentence_beside_it(visit, number):
     one.open("Numbers")
     one.page.get_by_label("A number").fill(number)
     one.page.get_by_role("button", name="Write it").click()
-    one.page.locator("#write .problem").get_by_text("A number has 1 to 16 digits and nothing else").wait_for()
+    one.page.locator("#write .problem").get_by_text("Number must be 1 to 16 digits").wait_for()
     assert one.page.locator("#row canvas").count() == 0
 
 
@@ -383,7 +383,7 @@ def test_a_sketch_is_finished(visit):
     one.until("$('#finished').film?.about.startsWith('A 7, finished from a sketch under noise up to t = 0.85')")
     one.until("$('#finished').index === $('#finished').film.times.length - 1")
     kept = one.pixels("#finished .digits-large")
-    slider = one.page.get_by_role("slider", name="Noise laid over the sketch")
+    slider = one.page.get_by_role("slider", name="Noise added to the sketch")
     middles = [
         part["x"] + part["width"] / 2 for part in (slider.bounding_box(), one.page.locator("#paper").bounding_box())
     ]

@@ -98,7 +98,7 @@ BAD = [
     ("/draw", {"digit": "7", "seed": 10**400}, "seed must be"),
     ("/steps", {"digit": "ten"}, "class must be one of"),
     ("/sheet", {"count": 10**9}, "count must be a whole number from 1 to 400"),
-    ("/sheet", {"classes": "9-0"}, "run backwards"),
+    ("/sheet", {"classes": "9-0"}, "must go from low to high"),
     ("/sheet", {"count": 10, "seed": 2**31 - 1}, "seed must be a whole number from 0 to 2147483638"),
     ("/sheet", {"classes": ["7"]}, "classes must be"),
 ]
@@ -215,7 +215,7 @@ def test_only_checked_values_reach_the_gpu():
     assert drawing.digit_tab(["7", None, 2, 1.0])[1]["sentence"].startswith("Seed is empty")
     assert drawing.digit_tab(["<b>", 1, 2, 1.0])[1]["field"] == "class"
     assert next(drawing.sheet_tab(["7", 0], ["7", 1, 1, 1.0]))[1]["field"] == "count"
-    assert drawing.number_tab(["<b>"], ["7", 1, 1, 1.0])[1]["sentence"].startswith("A number has 1 to 16 digits")
+    assert drawing.number_tab(["<b>"], ["7", 1, 1, 1.0])[1]["sentence"].startswith("Number must be 1 to 16 digits")
     bad = (
         (drawing.draw_api, ("ten",)),
         (drawing.steps_api, ("ten",)),
@@ -225,7 +225,7 @@ def test_only_checked_values_reach_the_gpu():
         (drawing.finish_api, ([0], "7")),
     )
     for function, values in bad:
-        with pytest.raises(ValueError, match=r"must be|backwards"):
+        with pytest.raises(ValueError, match=r"must be|must go"):
             function(*values)
     assert calls == []
     assert np.array(drawing.draw_api("7", 1, 1, 1.0)).shape == (28, 28)
@@ -277,7 +277,7 @@ def test_who_waits_for_another_sheet_is_told_so(visit):
         one.open("Numbers")
         one.page.locator("#sheet input[name=count]").fill("400")
         one.page.get_by_role("button", name="Draw the sheet").click()
-    other.page.get_by_text("The page is busy; yours is the next drawing.").wait_for()
+    other.page.get_by_text("The page is busy; your drawing is next.").wait_for()
     busy.page.get_by_role("button", name="Stop").click()
     other.page.wait_for_selector("digit-sheet canvas")
     other.until("$('#waiting').textContent === ''")

@@ -88,8 +88,8 @@ def test_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(go, tmp_path, 
     with files_of_at_most(60_000):
         assert go("--resume", "runs/a") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("python -m training.train: stopped at step 8, ")
-    assert "no checkpoint can be written to runs/a: File too large" in error
+    assert error.startswith("python -m training.train: stopped at step 8: ")
+    assert "cannot write a checkpoint to runs/a: File too large" in error
     assert "--resume runs/a" in error
     assert (run / "checkpoint.pt").read_bytes() == before
     assert not (run / "checkpoint.pt.new").exists()
@@ -109,7 +109,7 @@ def test_disk_full_after_the_checkpoint_is_one_sentence_too(go, tmp_path, monkey
     with ExitStack() as limits, monkeypatch.context() as patch:
         patch.setattr(Trainer, "summary", limited)
         assert go("--resume", "runs/a") == 2
-    assert "no weights can be written to runs/a/weights" in capsys.readouterr().err
+    assert "cannot write weights to runs/a/weights" in capsys.readouterr().err
     assert (tmp_path / "runs/a/weights/metrics.json").read_bytes() == before
     assert go("--resume", "runs/a") == 0
     assert json.loads((tmp_path / "runs/a/weights/metrics.json").read_text())["training"]["steps"] == 8
@@ -124,7 +124,7 @@ def test_vanished_run_folder_is_one_sentence(go, tmp_path, monkeypatch, capsys, 
 
     monkeypatch.setattr(Trainer, "advance", vanish)
     assert go("--name", "a", epochs=2, preview_every=preview_every) == 2
-    assert "stopped at step 3, because runs/a is gone" in capsys.readouterr().err
+    assert "stopped at step 3: runs/a is gone" in capsys.readouterr().err
     assert not (tmp_path / "runs/a").exists()
 
 
@@ -141,7 +141,7 @@ def test_run_does_not_write_into_a_folder_that_belongs_to_another_by_now(go, tmp
 
     monkeypatch.setattr(Trainer, "advance", replace)
     assert go("--name", "a", epochs=2, log_every=3) == 2
-    assert "stopped at step 3, because runs/a is gone, or belongs to another run" in capsys.readouterr().err
+    assert "stopped at step 3: runs/a is gone or now belongs to another run" in capsys.readouterr().err
     assert {name: (tmp_path / "runs/a" / name).read_text() for name in files} == dict.fromkeys(files, "another's")
 
 

@@ -128,7 +128,7 @@ def test_signal_stops_the_whole_table(command, monkeypatch, status):
 def test_unknown_row_is_one_sentence(command):
     status, _, error = command("release", "faster")
     assert status == 2
-    assert error.startswith("python -m training.ablations: there is no row faster; there are release, ")
+    assert error.startswith("python -m training.ablations: unknown row faster; the rows are release, ")
     assert error.count("\n") == 1
 
 
@@ -170,7 +170,7 @@ def test_row_started_with_other_flags_is_refused(command, tmp_path, monkeypatch)
     Config(**options).save(folder / "config.json")
     status, _, error = command("offset-noise")
     assert status == 2
-    assert "runs/ablation-offset-noise holds a run with other flags than these" in error
+    assert "runs/ablation-offset-noise contains a run with different flags" in error
 
 
 def test_row_with_initial_weights_is_trained_once(command, go, small_weights, root, tmp_path, monkeypatch):

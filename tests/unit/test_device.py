@@ -22,7 +22,7 @@ def test_threads_keep_to_the_quota_of_a_container(tmp_path, monkeypatch, quota, 
 
 
 def test_a_device_that_is_not_there_is_one_sentence():
-    with pytest.raises(ValueError, match="there is no device 'abacus' here"):
+    with pytest.raises(ValueError, match="device 'abacus' is not available here"):
         device.pick("abacus")
 
 

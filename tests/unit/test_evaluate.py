@@ -382,7 +382,7 @@ def test_a_count_holds_for_every_row_and_without_one_a_cpu_sweeps_with_fewer(toy
 def test_an_extractor_without_its_recorded_accuracy_is_refused(toy, monkeypatch):
     tiny, notes = extractor.load(CPU)
     monkeypatch.setattr(extractor, "load", lambda device: (tiny, {**notes, "accuracy": notes["accuracy"] + 0.5}))
-    with pytest.raises(ValueError, match=r"is damaged: its accuracy on the real test digits is .*, and should be"):
+    with pytest.raises(ValueError, match=r"is damaged: its accuracy on the real test digits is .*, not"):
         Reference(CPU, "")
 
 
@@ -401,7 +401,7 @@ def test_the_figures_of_samples_are_written_beside_them(toy, tmp_path, capsys):
     assert (path.parent / "samples.png").exists()
     before, others = (path.parent / "metrics.json").read_bytes(), path.with_name("others.npz")
     np.savez(others, images=pixels, labels=labels)
-    sentence(capsys, ["--samples", str(others)], "holds figures of other digits than these; choose another --out")
+    sentence(capsys, ["--samples", str(others)], "contains results for other digits than these; choose another --out")
     assert (path.parent / "metrics.json").read_bytes() == before
 
 
@@ -454,8 +454,8 @@ BAD = {
     "shape": ({"images": np.zeros((300, 32, 32), np.uint8)}, "uint8 [N, 28, 28], not uint8 [300, 32, 32]"),
     "channels": ({"images": np.zeros((300, 1, 28, 28), np.uint8)}, "not uint8 [300, 1, 28, 28]"),
     "dtype": ({"images": np.zeros((300, 28, 28), np.float32)}, "not float32 [300, 28, 28]"),
-    "range": ({"labels": np.full(300, 12)}, "labels must lie in 0..11, not 12"),
-    "negative": ({"labels": np.full(300, -1)}, "labels must lie in 0..11, not -1"),
+    "range": ({"labels": np.full(300, 12)}, "labels must be from 0 to 11, not 12"),
+    "negative": ({"labels": np.full(300, -1)}, "labels must be from 0 to 11, not -1"),
     "fractions": ({"labels": np.zeros(300)}, "whole numbers [300]"),
     "unequal": ({"labels": np.zeros(299, np.int64)}, "whole numbers [300], one per image, not int64 [299]"),
     "empty": (

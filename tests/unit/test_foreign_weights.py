@@ -145,7 +145,7 @@ def test_the_bound_is_far_from_what_is_used():
 
 def test_a_foreign_key_is_not_echoed_at_length(small_weights):
     edit(small_weights, "config.json", **{f"<form>\n\x1b[31m{'x' * 5000}": 1})
-    assert "\x1b" not in refused(weights.load, str(small_weights), words="config.json is not of this network")
+    assert "\x1b" not in refused(weights.load, str(small_weights), words="config.json is not for this network")
 
 
 def test_a_field_that_is_missing_is_named(small_weights, tmp_path):
@@ -162,7 +162,7 @@ def test_a_field_that_is_missing_is_named(small_weights, tmp_path):
         (small_weights / "README.md").touch()
         refused(upload.check, small_weights, words=words)
     edit(small_weights, evaluation={"drawn": FIGURES, "real": FIGURES})
-    refused(upload.check, small_weights, words="figures of other weights")
+    refused(upload.check, small_weights, words="results for other weights")
     edit(small_weights, evaluation={**ROW, "settings": settings}, training={"epochs": 1})
     refused(card, small_weights, words="metrics.json lacks ")
 
@@ -190,13 +190,13 @@ def test_the_prefix_of_a_wrapper_is_named(small_weights, prefix):
     path = small_weights / "model.safetensors"
     save_file({prefix + name: tensor for name, tensor in load_file(path).items()}, path)
     (small_weights / "metrics.json").unlink()
-    assert f"'{prefix}'" in refused(weights.load, str(small_weights), words="wrapped")
+    assert f"'{prefix}'" in refused(weights.load, str(small_weights), words="unwrapped")
 
 
 @pytest.mark.parametrize("token", ["“hf_abc”", "hf_añc", "hf_abc def", "hf_abc\x7f"])
 def test_a_token_that_cannot_be_one_is_named_and_not_shown(monkeypatch, token):
     monkeypatch.setattr(hub, "get_token", lambda: token)
-    sentence = refused(weights.load, "me/tiny", words="the token holds")
+    sentence = refused(weights.load, "me/tiny", words="the token contains")
     assert "abc" not in sentence
 
 
@@ -246,7 +246,7 @@ def test_an_older_python_is_told_so(monkeypatch):
     ast.parse(source, feature_version=(3, 8))
     exec(source, {})
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    with pytest.raises(SystemExit, match=r"Python 3\.11 or newer is needed, not 3\.10"):
+    with pytest.raises(SystemExit, match=r"Python 3\.11 or newer is required, not 3\.10"):
         exec(source, {})
 
 

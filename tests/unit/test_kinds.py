@@ -21,7 +21,7 @@ from training.measure.samples import GeneratedSamples
 from training.release import upload
 from training.release.card import card
 
-NOTE = "Drawn at guidance 1: this network knows no guidance between 0 and 1."
+NOTE = "Drawn at guidance 1: this network does not support values between 0 and 1."
 
 
 @pytest.fixture(autouse=True)
@@ -238,9 +238,9 @@ def another_map(folder):
 
 UNFIT = {
     "damaged": (flip, "damaged: its sha256 differs"),
-    "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
-    "other classes": (other_classes, "another class_names than the flow map"),
-    "a map": (another_map, "holds a flow map itself"),
+    "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+    "other classes": (other_classes, "does not have the flow map's class_names"),
+    "a map": (another_map, "must contain velocity weights, not a flow map"),
 }
 
 
@@ -253,7 +253,7 @@ def test_a_map_draws_without_a_teacher_that_cannot_be_used_and_is_not_published(
         "The network that this one was distilled from could not be loaded.",
     )
     said = capsys.readouterr().err
-    assert said.startswith("The flow map draws without its teacher: ")
+    assert said.startswith("Drawing with the flow map alone, without its teacher: ")
     assert words in said
     assert torch.isfinite(drawn(loaded.network, 3, 5, 1, 1).float()).all()
     with pytest.raises((ValueError, OSError), match=words):
@@ -264,11 +264,11 @@ def test_a_teacher_is_published_with_its_hash_beside_a_map_only(small, map_weigh
     upload.check(map_weights)
     teacher = map_weights / weights.TEACHER
     (teacher / "metrics.json").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match=r"^teacher/metrics\.json does not name by sha256"):
+    with pytest.raises(ValueError, match=r"^teacher/metrics\.json has no sha256 of its weights"):
         upload.check(map_weights)
     for folder in (teacher, teacher / weights.TEACHER):
         weights.save(small, folder, SamplingConfig(), {})
-    with pytest.raises(ValueError, match="not weights of a flow map"):
+    with pytest.raises(ValueError, match="only allowed for the weights of a flow map"):
         upload.check(teacher)
 
 

@@ -99,7 +99,7 @@ def test_images_that_cannot_be_read_are_named(pets, monkeypatch):
 
 def test_folders_that_are_no_classes_are_one_sentence(pets, monkeypatch):
     monkeypatch.setattr(own_images, "MAX_IMAGES", 39)
-    with pytest.raises(ValueError, match=r"holds 40 images; it needs .* 39 images at most"):
+    with pytest.raises(ValueError, match=r"holds 40 images; it needs .* at most 39 images"):
         own_images.read(pets)
     with pytest.raises(ValueError, match="holds 0 images; it needs one folder of images for each class"):
         own_images.read(pets / "cat")
@@ -220,7 +220,7 @@ def test_images_that_changed_since_the_start_are_refused(pets, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert train("--data", "pets", "--name", "own") == 0
     sentence = (
-        "python -m training.train: pets does not hold the images that the run in runs/own began with; put those back, "
+        "python -m training.train: the run in runs/own began with other images than those in pets; restore them, "
         "or start another run with --init runs/own/weights\n"
     )
     again, cat = ["--resume", "runs/own"], pets / "cat/0.png"
@@ -266,7 +266,7 @@ def test_tensorboard_has_the_rows_of_the_log(pets, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(trainer, "find_spec", lambda name: None)
     assert train("--data", "pets", "--tensorboard") == 2
     install = python("-m", "pip", "install", "tensorboard")
-    assert capsys.readouterr().err == f"python -m training.train: --tensorboard needs its package: {install}\n"
+    assert capsys.readouterr().err == f"python -m training.train: --tensorboard needs its package; run {install}\n"
     assert not (tmp_path / "runs").exists()
     written = []
 

@@ -94,7 +94,7 @@ FOREIGN = {
 
 
 def test_checkpoint_of_another_content_gives_way_to_the_one_before(stopped, capsys):
-    sentence = "the checkpoint in runs/a is of another network or incomplete"
+    sentence = "the checkpoint in runs/a is from another network or incomplete"
     run = Trainer(Config.load(stopped / "config.json"), RunFolder(Path("runs/a")))
     newest, previous, damaged = (stopped / f"checkpoint{end}" for end in (".pt", ".previous.pt", ".pt.damaged"))
     whole = newest.read_bytes()
@@ -176,7 +176,7 @@ def test_foreign_configuration_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("name", ["hpu", "meta", "xpu", "cuda:99999999999999999999", "", "cpu\n", "x" * 5000])
 def test_foreign_device_is_one_sentence(name):
-    with pytest.raises(ValueError, match=r"^there is no device .{2,50} here; --device auto takes what there is$"):
+    with pytest.raises(ValueError, match=r"^device .{2,50} is not available here; --device auto picks one that is$"):
         pick(name)
 
 
@@ -210,9 +210,9 @@ def test_printed_lines_are_quoted_and_name_the_interpreter(go, tmp_path, capsys,
 
 def test_resume_names_the_run_that_was_meant(stopped, go, capsys):
     assert go("--resume", "a") == 2
-    assert "a holds no run to continue; did you mean --resume runs/a?" in capsys.readouterr().err
+    assert "a contains no run to resume; did you mean --resume runs/a?" in capsys.readouterr().err
     assert go("--resume", "b") == 2
-    assert capsys.readouterr().err == "python -m training.train: b holds no run to continue\n"
+    assert capsys.readouterr().err == "python -m training.train: b contains no run to resume\n"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_data_file_that_is_cut_short_is_named(go, root, tmp_path, capsys, name):
     for content in (whole[:-1], whole[:6], b"", empty, whole + b"x", b"\x1f\x8b" + whole):
         path.write_bytes(content)
         assert go() == 2
-        sentence = f"{path} is cut short or damaged; delete it, and it is extracted or downloaded again"
+        sentence = f"{path} is truncated or damaged; delete it, and it will be extracted or downloaded again"
         assert capsys.readouterr().err == f"python -m training.train: {sentence}\n"
 
 
@@ -264,4 +264,4 @@ def test_data_that_is_not_digits_is_one_sentence(go, root, tmp_path, capsys, nam
     for part, array in zip(("images-idx3", "labels-idx1"), OTHERS[name], strict=True):
         write_idx(tmp_path / f"data/MNIST/raw/train-{part}-ubyte", array.to(torch.uint8))
     assert go() == 2
-    assert "train-labels-idx1-ubyte are not mnist: it has as many labels, from 0 to 9," in capsys.readouterr().err
+    assert "train-labels-idx1-ubyte are not mnist, which has images of" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def test_recorded_command_gives_the_same_recipe(config):
         ({"batch": True}, "batch must be a whole number from 1 to 1000000000, not True"),
         ({"seed": 2**31}, "seed must be a whole number from 0 to 2147483647, not 2147483648"),
         ({"compile": 1}, "compile must be true or false, not 1"),
-        ({"init": None}, "init must be a printable text of at most 1000 characters, not None"),
+        ({"init": None}, "init must be printable text of at most 1000 characters, not None"),
         ({"data": "cats"}, "data must be mnist, fashion, kmnist, a folder or an .npz, not 'cats'"),
     ],
 )
@@ -418,7 +418,7 @@ def test_edited_configuration_is_refused_on_resume(go, tmp_path, capsys):
         before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
         capsys.readouterr()
         assert go("--resume", "runs/a") == 2
-        sentence = f"the checkpoint in runs/a is of a run with another {', '.join(edited)}"
+        sentence = f"the checkpoint in runs/a is from a run with another {', '.join(edited)}"
         assert capsys.readouterr().err == f"python -m training.train: {sentence}\n"
         assert {path: path.read_bytes() for path in before} == before
     (run / "config.json").write_text(original)
@@ -431,7 +431,7 @@ def test_edited_data_is_refused_before_the_other_set_is_loaded(go, tmp_path, mon
     config.write_text(json.dumps({**json.loads(config.read_text()), "data": "fashion"}))
     monkeypatch.setattr(data, "load", lambda *arguments: pytest.fail("it loads"))
     assert go("--resume", "runs/a") == 2
-    assert "fashion does not hold the images that the run in runs/a began with" in capsys.readouterr().err
+    assert "the run in runs/a began with other images than those in fashion" in capsys.readouterr().err
 
 
 def test_finished_run_keeps_what_was_measured_when_resumed(go, tmp_path):
@@ -458,7 +458,7 @@ def test_warm_start_begins_with_the_weights(go, root, tmp_path):
     assert (record["epochs"], record["initialized_from"]["epochs"]) == (1, 1)
     assert record["initialized_from"]["command"] != record["command"]
     assert parsed(record["command"]).recipe() == Config.load(tmp_path / "runs/b/config.json").recipe()
-    with pytest.raises(ValueError, match="have another width; leave it out"):
+    with pytest.raises(ValueError, match="have a different width; leave it out"):
         start(Trainer, {**options, "width": 64}, tmp_path / "runs/c", "full")
     assert not (tmp_path / "runs/c").exists()
 
@@ -562,7 +562,7 @@ def test_diverged_run_stops_with_step_and_rate(go, monkeypatch, capsys):
         (["--name", "a"], {"width": 30, "heads": 4}, "width 30 is not divisible by heads 4"),
         (["--name", "a"], {"data": "cats"}, "data must be mnist, fashion, kmnist, a folder or an .npz, not 'cats'"),
         (["--name", "a"], {"lr": -1}, "lr must be a number from 1e-09 to 1, not -1"),
-        (["--name", "a"], {"device": "abacus"}, "there is no device 'abacus' here"),
+        (["--name", "a"], {"device": "abacus"}, "device 'abacus' is not available here"),
         (["--name", "a", "--init", "nowhere/at/all"], {}, "neither a folder"),
         (["--resume", "runs/none"], {}, "runs/none"),
     ],

@@ -110,7 +110,7 @@ def test_sampling_defaults_edited_by_hand_take_effect(small_weights, text, expec
         ('{"guidance": 9}', "guidance must be a number from 0 to 5, not 9"),
         ('{"time_shift": 0}', "time_shift must be a number"),
         ('{"steps": "many"}', "steps must be a whole number from 1 to 50, not 'many'"),
-        ('{"step": 8}', "sampling.json may hold steps, guidance, time_shift, and nothing else"),
+        ('{"step": 8}', "sampling.json may contain only steps, guidance, time_shift"),
         ("[20]", "sampling.json is not a JSON object"),
         ("{", "sampling.json is not valid JSON"),
     ],
@@ -182,11 +182,11 @@ DAMAGE = {
     ),
     "a missing tensor": (
         lambda folder: rewrite_tensors(folder, lambda t: t.pop("unembed.bias")),
-        "does not hold the tensors",
+        "does not match the network",
     ),
     "a tensor too many": (
         lambda folder: rewrite_tensors(folder, lambda t: t.update(more=torch.zeros(1))),
-        "does not hold the tensors",
+        "does not match the network",
     ),
     "a number that is not finite": (
         lambda folder: rewrite_tensors(folder, lambda t: t["unembed.bias"].fill_(torch.nan)),
@@ -197,20 +197,23 @@ DAMAGE = {
             (folder / "config.json").write_text('{"width": 64, "heads": 2}'),
             (folder / "metrics.json").unlink(),
         ],
-        "does not hold the tensors",
+        "does not match the network",
     ),
     "a foreign configuration": (
         lambda folder: [(folder / "config.json").write_text('{"hidden_size": 64}'), (folder / "metrics.json").unlink()],
-        "not of this network: unknown 'hidden_size'",
+        "not for this network: unknown 'hidden_size'",
     ),
-    "another pixel mean": (lambda folder: edit_config(folder, pixel_mean=0.25), "config.json is not the configuration"),
+    "another pixel mean": (
+        lambda folder: edit_config(folder, pixel_mean=0.25),
+        "config.json does not match its sha256",
+    ),
     "another class name": (
         lambda folder: edit_config(folder, class_names=[*"012345678", "nine", "black", "white"]),
-        "config.json is not the configuration",
+        "config.json does not match its sha256",
     ),
     "a configuration that is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
-    "no configuration": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
-    "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
 }
 
 

@@ -328,28 +328,34 @@ FAULTS = {
         rewritten(tensors=lambda data: data[:999] + bytes([data[999] ^ 1]) + data[1000:]),
         "its sha256 differs",
     ),
-    "cut": (lambda file: file.write_bytes(file.read_bytes()[:-100]), "damaged: it is cut short"),
-    "cut in its header": (lambda file: file.write_bytes(file.read_bytes()[:100]), "damaged: it is cut short"),
-    "empty": (lambda file: file.write_bytes(b""), "damaged: it is cut short"),
+    "cut": (lambda file: file.write_bytes(file.read_bytes()[:-100]), "damaged: it is truncated"),
+    "cut in its header": (lambda file: file.write_bytes(file.read_bytes()[:100]), "damaged: it is truncated"),
+    "empty": (lambda file: file.write_bytes(b""), "damaged: it is truncated"),
     "too long": (lambda file: file.write_bytes(file.read_bytes() + b"00"), "damaged: it is too long"),
-    "much too long": (lambda file: file.write_bytes(file.read_bytes() + bytes(2_000_000)), "does not hold the tensors"),
-    "a picture": (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n" * 99), "does not begin as a safetensors file"),
+    "much too long": (
+        lambda file: file.write_bytes(file.read_bytes() + bytes(2_000_000)),
+        "does not match the network",
+    ),
+    "a picture": (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n" * 99), "does not begin like a safetensors file"),
     "no header": (lambda file: file.write_bytes(struct.pack("<Q", 4) + b"nono"), "its header cannot be read"),
     "a header of null": (lambda file: file.write_bytes(struct.pack("<Q", 4) + b"null"), "its header cannot be read"),
     "overlap": (rewritten(swap), "overlap or leave gaps"),
     "no place": (rewritten(lambda names: names["unembed.bias"].pop("data_offsets")), "overlap or leave gaps"),
     "another name": (
         rewritten(lambda names: names.update(other=names.pop("unembed.bias"))),
-        "does not hold the tensors",
+        "does not match the network",
     ),
-    "another shape": (rewritten(lambda names: names["unembed.bias"].update(shape=[2, 2])), "does not hold the tensors"),
+    "another shape": (
+        rewritten(lambda names: names["unembed.bias"].update(shape=[2, 2])),
+        "does not match the network",
+    ),
     "float32": (cast, 'has the type "F32", not F16'),
     "infinite": (infinite, "blocks.1.image.qkv.bias of the weights holds numbers that are not finite"),
     "git-lfs": (
         lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
-        "is a pointer of git-lfs",
+        "is a Git LFS pointer",
     ),
-    "missing": (Path.unlink, "model.safetensors cannot be loaded: the server answers 404"),
+    "missing": (Path.unlink, "model.safetensors cannot be loaded: the server answered 404"),
 }
 
 
@@ -374,13 +380,13 @@ def test_damaged_tensors_are_refused_in_one_sentence(page, site, folder, edit, s
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("config.json", None, "config.json cannot be loaded: the server answers 404"),
+        ("config.json", None, "config.json cannot be loaded: the server answered 404"),
         ("config.json", "[]", "config.json of the weights is not a JSON object"),
         ("metrics.json", "{", "metrics.json of the weights is not a JSON object"),
-        ("config.json", json.dumps({**CONFIG, "experts": 8}), 'config.json is not of this network: unknown "experts"'),
+        ("config.json", json.dumps({**CONFIG, "experts": 8}), 'config.json is not for this network: unknown "experts"'),
         ("config.json", json.dumps({**CONFIG, "kind": "x0"}), 'kind must be one of velocity, flow map, not "x0"'),
-        ("config.json", json.dumps({**CONFIG, "kind": "flow map"}), "does not hold the tensors of the network in"),
-        ("config.json", json.dumps({**CONFIG, "width": 64}), "does not hold the tensors of the network in config.json"),
+        ("config.json", json.dumps({**CONFIG, "kind": "flow map"}), "does not match the network in"),
+        ("config.json", json.dumps({**CONFIG, "width": 64}), "does not match the network in config.json"),
         ("config.json", json.dumps({**CONFIG, "width": 30}), "width 30 / heads 2 is not divisible by 4"),
         ("config.json", json.dumps({**CONFIG, "width": 4096}), "width 4096 is too large for depth 2"),
         ("config.json", json.dumps({**CONFIG, "patch": 3}), "patch 3 does not divide 28 pixels"),
@@ -396,7 +402,7 @@ def test_damaged_tensors_are_refused_in_one_sentence(page, site, folder, edit, s
             "must be a list of 12 different plain names",
         ),
         ("sampling.json", '{"steps": 51}', "sampling.json: steps must be a whole number from 1 to 50, not 51"),
-        ("sampling.json", '{"noise": 1}', 'sampling.json may not hold "noise"'),
+        ("sampling.json", '{"noise": 1}', 'sampling.json may not contain "noise"'),
     ],
 )
 def test_settings_of_another_network_are_refused_in_one_sentence(page, site, folder, name, text, sentence):
@@ -421,7 +427,7 @@ def test_a_connection_that_breaks_is_said(page, site, folder, monkeypatch):
 
     monkeypatch.setattr(Files, "copyfile", copyfile)
     answer = load(page, site, "small")
-    sentence = "the connection broke while model.safetensors was loading; reload the page to try again"
+    sentence = "the connection was lost while model.safetensors was loading; reload the page to try again"
     assert (answer["kind"], answer["message"]) == ("error", sentence)
 
 
@@ -471,7 +477,7 @@ def test_a_drawing_that_cannot_be_is_refused(ready, change, sentence):
 
 
 def test_nothing_is_drawn_without_weights(page):
-    answer = {"kind": "error", "id": 1, "message": "there are no weights to draw with yet"}
+    answer = {"kind": "error", "id": 1, "message": "the weights are not loaded yet"}
     assert ask(page, drawing([7], [42])) == [answer]
 
 

@@ -162,13 +162,13 @@ def test_a_folder_with_something_else_in_it_is_left_alone(exported, small_weight
     (exported / name).write_text("mine", encoding="utf-8")
     before = contents(exported)
     error = refused(capsys, "--weights", small_weights, "--out", exported)
-    assert "holds something other than an exported page" in error
+    assert "contains files not from an exported page" in error
     assert contents(exported) == before
 
 
 def test_a_file_is_not_replaced(small_weights, tmp_path, capsys):
     (tmp_path / "site").write_text("mine", encoding="utf-8")
-    assert "name another folder" in refused(capsys, "--weights", small_weights, "--out", tmp_path / "site")
+    assert "choose another folder" in refused(capsys, "--weights", small_weights, "--out", tmp_path / "site")
     assert (tmp_path / "site").read_text(encoding="utf-8") == "mine"
 
 
@@ -177,7 +177,7 @@ def test_weights_in_float32_are_refused(small_weights, tmp_path, capsys):
     save_file({name: tensor.float() for name, tensor in load_file(path).items()}, path)
     (small_weights / "metrics.json").unlink()
     error = refused(capsys, "--weights", small_weights, "--out", tmp_path / "site")
-    assert "holds F32; the page draws with float16 only" in error
+    assert "contains F32; the static page only supports float16" in error
     assert not (tmp_path / "site").exists()
 
 
@@ -185,7 +185,7 @@ def test_weights_in_float32_are_refused(small_weights, tmp_path, capsys):
 def test_networks_of_an_ablation_are_refused(tmp_path, capsys, changed):
     weights.save(DiT(width=32, depth=1, heads=2, **changed), tmp_path / "weights", sampling.SamplingConfig(), {})
     error = refused(capsys, "--weights", tmp_path / "weights", "--out", tmp_path / "site")
-    assert "have QK-norm and predict the velocity, unlike these weights" in error
+    assert "only supports networks with QK-norm that predict the velocity" in error
     assert not (tmp_path / "site").exists()
 
 

@@ -353,7 +353,7 @@ def test_a_number_is_written_and_has_a_link(chromium, address, small):
         for wrong in ("12a", "", "1" * 17):
             page.evaluate("text => document.querySelector('[name=number]').value = text", wrong)
             page.press("[name=number]", "Enter")
-            expect(page.locator("#write .problem")).to_have_text("A number has 1 to 16 digits and nothing else.")
+            expect(page.locator("#write .problem")).to_have_text("Number must be 1 to 16 digits.")
         assert len(drawn(page, "row")) == 8
         page.locator("#row a").nth(7).click()
         settle(page, "A 7", "seed 12")
@@ -436,7 +436,7 @@ def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map
     with visit(chromium, f"{map_address}?guidance=0.5") as (page, open):
         open()
         said = settle(page, "A 7, drawn in 3 steps")
-        assert said.endswith("Drawn at guidance 1: this network knows no guidance between 0 and 1.")
+        assert said.endswith("Drawn at guidance 1: this network does not support values between 0 and 1.")
         assert query(page) == "?digit=7&seed=67&steps=3&guidance=1"
         assert_same(drawn(page), expected(flow_map, ["7"], [67], guidance=1))
         film = sampling.draw_film(flow_map.network, torch.tensor([7]), [67], flow_map.sampling.updated(guidance=1))
@@ -446,7 +446,7 @@ def test_a_flow_map_draws_its_films_and_says_what_guidance_it_took(chromium, map
         page.click("#tab-numbers")
         page.fill("[name=count]", "3")
         page.click("text=Draw the sheet")
-        assert settle(page, "3 digits, drawn").endswith("this network knows no guidance between 0 and 1.")
+        assert settle(page, "3 digits, drawn").endswith("this network does not support values between 0 and 1.")
         assert_same(drawn(page, "sheet"), expected(flow_map, list("012"), range(67, 70), guidance=1))
         page.evaluate("document.querySelector('details').open = true")
         page.fill("[name=guidance]", "2")
@@ -567,9 +567,9 @@ def damage(content: bytes) -> bytes:
     ("name", "spoil", "sentence"),
     [
         ("model.safetensors", damage, "its sha256 differs from the one in metrics.json"),
-        ("model.safetensors", lambda content: content[:-1000], "it is cut short"),
-        ("model.safetensors", None, "the server answers 404"),
-        ("config.json", lambda content: content.replace(b"32", b"64"), "does not hold the tensors of the network"),
+        ("model.safetensors", lambda content: content[:-1000], "it is truncated"),
+        ("model.safetensors", None, "the server answered 404"),
+        ("config.json", lambda content: content.replace(b"32", b"64"), "does not match the network"),
         ("config.json", lambda content: b"<html>", "is not a JSON object"),
     ],
     ids=["damaged", "cut", "missing", "foreign", "no JSON"],
@@ -624,9 +624,9 @@ def test_weights_from_the_hub(chromium, address, hub):
     ("name", "sentence"),
     [
         ("me/letters@nowhere", "me/letters@nowhere cannot be used: "),
-        ("../../a", "weights are named USER/NAME or USER/NAME@commit"),
-        ("https://example.org/a", "weights are named USER/NAME or USER/NAME@commit"),
-        ("me/letters@a/../../../b/resolve/c", "weights are named USER/NAME or USER/NAME@commit"),
+        ("../../a", "the name must be USER/NAME or USER/NAME@commit"),
+        ("https://example.org/a", "the name must be USER/NAME or USER/NAME@commit"),
+        ("me/letters@a/../../../b/resolve/c", "the name must be USER/NAME or USER/NAME@commit"),
     ],
 )
 def test_without_weights_from_the_hub_the_page_draws_with_its_own(chromium, address, small, hub, name, sentence):
@@ -736,7 +736,7 @@ def test_with_reduced_motion_only_the_finished_digit_appears(chromium, address):
         settle(page)
         page.click("label:has([value='4'])")
         settle(page, "A 4")
-        assert page.evaluate("seen") == [-6, 0, 0]  # the noise while the network arrives, then two finished digits
+        assert page.evaluate("seen") == [-6, 0, 0]  # the noise while the network is loading, then two finished digits
 
 
 @pytest.mark.parametrize("width", [320, 375, 768])

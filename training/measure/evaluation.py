@@ -40,13 +40,13 @@ class Results:
         """The file's content without rows of other samples; raises ValueError for a file of other weights."""
         kept = weights.read_metrics(self.path)
         if kept.get("sha256", {}).get(weights.TENSORS, self.samples.sha256) != self.samples.sha256:
-            raise ValueError(f"{self.path} belongs to other weights than those measured; choose another --out")
+            raise ValueError(f"{self.path} belongs to other weights than these; choose another --out")
         for part in ("evaluation", "sweeps", "cas"):
             there = kept.pop(part, [])
             there = [there] if part == "evaluation" and there else there
             rows = [row for row in there if row.get("settings", {}).get("sha256") == self.samples.sha256]
             if len(rows) < len(there) and isinstance(self.samples, FileSamples):
-                raise ValueError(f"{self.path} holds figures of other digits than these; choose another --out")
+                raise ValueError(f"{self.path} contains results for other digits than these; choose another --out")
             if rows:
                 kept[part] = rows[0] if part == "evaluation" else rows
         return {**self.samples.metrics, **kept}

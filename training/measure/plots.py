@@ -105,7 +105,7 @@ def sweep(path: Path, over: str, rows: list[dict]) -> None:
     for row in rows:
         lines.setdefault(row["settings"]["steps"] if over == "time_shift" else None, []).append(row)
     fixed = f"{settings['steps']} steps" if over == "guidance" else f"guidance {settings['guidance']:g}"
-    label = f"{over.replace('_', ' ')}  ({fixed}, {settings['count']:,} digits a point)"
+    label = f"{over.replace('_', ' ')}  ({fixed}, {settings['count']:,} digits per point)"
     with plot(path, columns=len(PANELS), size=(13 if len(lines) > 1 else 12, 3.8)) as (figure, axes):
         for axis, (name, title, better, share) in zip(axes, PANELS, strict=True):
             for (steps, line), colour in zip(lines.items(), BLUES if len(lines) > 1 else (BLUE,), strict=False):
@@ -153,7 +153,7 @@ def loss_and_quality(
             axis.plot(*points[-1], "o", color=colour, markersize=5.5, markerfacecolor="white" if hollow else colour)
         axis.set(xlabel="training loss", xscale="log", yscale="log")
         axis.set_title("Fréchet distance ÷ floor", loc="left", fontsize=12, fontweight="bold")
-        axis.set_title(f"hollow: losses of another kind   {note}", loc="right", fontsize=9, color=PALE)
+        axis.set_title(f"hollow: losses not comparable   {note}", loc="right", fontsize=9, color=PALE)
         for direction in (axis.xaxis, axis.yaxis):
             direction.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             direction.set_major_formatter("{x:g}")

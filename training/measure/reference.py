@@ -33,7 +33,7 @@ class Reference:
         right = extractor.accuracy(self.test_predictions, self.test_labels)
         if abs(right - self.notes["accuracy"]) > 0.001:
             raise ValueError(
-                f"{extractor.PATH} is damaged: its accuracy on the real test digits is {right:.2%}, and should be "
+                f"{extractor.PATH} is damaged: its accuracy on the real test digits is {right:.2%}, not "
                 f"{self.notes['accuracy']:.2%}; train it again with: {extractor.AGAIN}"
             )
         self.train_features, _ = extractor.extract(self.extractor, self.train)
@@ -80,7 +80,7 @@ class Reference:
         accuracies = {name: right(change) for name, change in DISTORTIONS.items()}
         name = max(accuracies, key=accuracies.get)
         look = f"they look {name}" if accuracies[name] >= CLEAR else "they may not be digits, or the labels are wrong"
-        return f"only {given:.0%} of these digits are read as their labels say; {look}"
+        return f"only {given:.0%} of these digits match their labels; {look}"
 
     def cas(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
         """Classification accuracy score (CAS; Ravuri & Vinyals, arXiv 1905.10887).

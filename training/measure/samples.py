@@ -31,7 +31,7 @@ class GeneratedSamples:
         self.metrics = {key: loaded.metrics[key] for key in ("training", "sha256") if key in loaded.metrics}
         data = loaded.metrics.get("training", {}).get("data", "mnist")
         if data != "mnist":
-            raise ValueError(f"{where} was trained on {data}, and everything here is compared with MNIST")
+            raise ValueError(f"{where} was trained on {data}, but evaluation compares with MNIST")
 
     def digits(self, count: int, seed: int, **sampling) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` digits uint8 `[count, 28, 28]` and their labels, in the proportions of the training set."""
@@ -95,7 +95,7 @@ def read_samples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"images must be uint8 [N, 28, 28], not {pixels.dtype} {list(pixels.shape)}")
     outside = labels[(labels < 0) | (labels >= len(images.CLASSES))]
     if outside.size:
-        raise ValueError(f"labels must lie in 0..11, not {outside[0]}")
+        raise ValueError(f"labels must be from 0 to 11, not {outside[0]}")
     digits = int((labels < images.BLACK).sum())
     if digits < FEWEST:
         raise ValueError(f"{digits} digits of the classes 0 to 9 are too few; at least {FEWEST} are needed")

@@ -77,9 +77,7 @@ def stage(source: Path, patterns: tuple[str, ...], to: Path) -> None:
                 else:
                     print(f"Not sent, because it is a link or git does not track it: {path}", file=sys.stderr)
         if not found and not pattern.endswith(OPTIONAL):
-            raise FileNotFoundError(
-                f"{source / pattern} is missing, a link or not tracked, and has to be published too"
-            )
+            raise FileNotFoundError(f"{source / pattern} is missing, a link or not tracked; it must be published too")
         for path in found:
             target = to / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +90,7 @@ def tracked_files(folder: Path) -> set[str] | None:
         return None
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, encoding="utf-8")
     if listing.returncode:
-        raise ValueError(f"git does not say which files of {folder} it tracks: {listing.stderr}")
+        raise ValueError(f"git cannot list the files that it tracks in {folder}: {listing.stderr}")
     return set(listing.stdout.split("\0"))
 
 
@@ -103,7 +101,7 @@ def check(folder: Path) -> None:
     check_loaded(loaded, folder)
     if (folder / weights.TEACHER).is_dir():
         if not isinstance(loaded.network, FlowMap):
-            raise ValueError(f"{weights.TEACHER}/ is there, but these are not weights of a flow map; remove it")
+            raise ValueError(f"{weights.TEACHER}/ is only allowed for the weights of a flow map; remove it")
         check_loaded(weights.read_teacher(folder, loaded.network), folder / weights.TEACHER, f"{weights.TEACHER}/")
 
 
@@ -111,15 +109,17 @@ def check_loaded(loaded: weights.Weights, folder: Path, part: str = "") -> None:
     """`check` for the weights of one folder; errors prefix its file names with `part`."""
     metrics, named = loaded.metrics, part + weights.METRICS
     if weights.TENSORS not in metrics.get("sha256", {}):
-        raise ValueError(f"{named} does not name by sha256 the weights it belongs to; train them again")
+        raise ValueError(f"{named} has no sha256 of its weights; train them again")
     evaluation = [metrics["evaluation"]] if "evaluation" in metrics else []
     measured = [*evaluation, *metrics.get("sweeps", []), *metrics.get("cas", [])]
     if any(row.get("settings", {}).get("sha256") != metrics["sha256"][weights.TENSORS] for row in measured):
-        raise ValueError(f"{named} holds figures of other weights; measure again: {python('-m', 'training.evaluate')}")
+        raise ValueError(
+            f"{named} contains results for other weights; evaluate again: {python('-m', 'training.evaluate')}"
+        )
     card = folder / CARD
     if card.exists() and results_table(metrics) not in card.read_text(encoding="utf-8"):
         raise ValueError(
-            f"{CARD} does not show the figures in {weights.METRICS}; write it again: {python('-m', 'training.card')}"
+            f"{CARD} does not show the results in {weights.METRICS}; write it again: {python('-m', 'training.card')}"
         )
     if not draws(loaded):
         raise ValueError(f"the network in {part}{weights.TENSORS} draws images that are not finite; train it again")
@@ -187,7 +187,7 @@ def found(repo: str, kind: str, private: bool) -> ModelInfo | SpaceInfo | None:
     repository that should be private."""
     if not get_token():
         raise ValueError(
-            f"there is no token; create one that may write at {hub.TOKENS}, then `hf auth login`, or set HF_TOKEN"
+            f"no token found; create one with write access at {hub.TOKENS}, then run `hf auth login` or set HF_TOKEN"
         )
     try:
         info = ask(HfApi().repo_info, repo, repo_type=kind, seconds=hub.DECISION_SECONDS)

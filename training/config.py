@@ -181,7 +181,8 @@ def add_options(parser: argparse.ArgumentParser, config: type[RunConfig] = Confi
     for item in sorted(fields(config), key=lambda item: hasattr(RunConfig, item.name)):
         name = "--" + item.name.replace("_", "-")
         text = item.metadata["help"]
-        shown = f"{text} (default {item.default})" if text else argparse.SUPPRESS
+        default = "" if item.default == "" else f" (default {item.default})"
+        shown = text + default if text else argparse.SUPPRESS
         if isinstance(item.default, bool):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown)
         else:

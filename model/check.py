@@ -1,4 +1,4 @@
-"""Validation of external values: an invalid one raises ValueError."""
+"""Validation of external values: each function returns the value in its own type, or raises ValueError."""
 
 import re
 import sys

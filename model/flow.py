@@ -57,7 +57,8 @@ def logit_normal(normal: torch.Tensor, mean: float, std: float, shift: float) ->
 def time_grid(steps: int, shift: float, start: float = 1.0) -> list[float]:
     """`steps` + 1 times from 1 to 0: equal steps, then shifted.
 
-    From a later `start` there are fewer steps, equal and no larger than in the full grid; from 0 there are none.
+    From a later `start` there are at most as many, equal before the shift and no larger than in the full grid; from 0
+    there are none.
     Raises ValueError for fewer than one step.
     """
     if steps < 1:

@@ -100,7 +100,7 @@ def parse_labels(text: str, count: int, seed: int = 0, names: Sequence[str] = im
         first, dash, last = (part, "", "") if part in names else part.partition("-")
         low, high = label(first, names), label(last if dash else first, names)
         if high < low:
-            raise ValueError(f"labels {check.shown(part)} must go from low to high")
+            raise ValueError(f"classes must go from low to high, not {check.shown(part)}")
         chosen += range(low, high + 1)
     return torch.tensor(chosen).repeat(-(-count // len(chosen)))[:count]
 
@@ -236,7 +236,7 @@ def finish(
     """Mix a sketch, uint8 `[28, 28]`, with the noise of `seed` up to time `t`, and draw it from there as a digit of the
     class (after SDEdit, Meng et al., arXiv 2108.01073). A `t` of 0 keeps the sketch, 1 discards it.
 
-    Steps are no larger than in a full drawing of `sampling.steps`, so there are fewer; the film has their number.
+    Steps are no larger than in a full drawing of `sampling.steps`, so there are at most as many; see the film.
     Raises ValueError for an empty sketch and for a time outside [0, 1].
     """
     if not pixels.any():

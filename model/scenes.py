@@ -60,8 +60,8 @@ def paths(
     """One path per seed through a plane, for each of `STEP_COUNTS`: the data of `<digit-paths>`.
 
     Where `network` is a flow map with its `teacher`, the paths are the teacher's, and the last run is one jump of the
-    map. A run has `path` `[steps + 1, N, 2]`, the positions of x_t; `aims` `[steps, N, 2]`, those of the images
-    predicted there; and `pixels`, the final digits `[N, 28, 28]`.
+    map. A run has the `kind` of its network; its `steps`; `path` `[steps + 1, N, 2]`, the positions of x_t; `aims`
+    `[steps, N, 2]`, those of the images predicted there; and `pixels`, the final digits `[N, 28, 28]`.
     """
     walker = teacher or network
     drawn = [(walker, steps) for steps in STEP_COUNTS] + [(network, 1)] * (teacher is not None)

@@ -66,7 +66,8 @@ class Weights:
     """A network with its weights, sampling defaults and source.
 
     `source` is a description for people. `notice` is "", or says why the bundled weights replace the requested ones, or
-    that the teacher is missing. `teacher` holds the velocity weights that a flow map was distilled from, if available.
+    that the teacher could not be loaded. `teacher` holds the velocity weights that a flow map was distilled
+    from, if available.
     """
 
     network: DiT

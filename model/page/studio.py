@@ -316,7 +316,7 @@ class Studio:
             if not (self.can_write_numbers and digit in self.planes):
                 return {"digits": []}
             seeds = range(sampling.check_seed(seed, PATHS), seed + PATHS)
-            config = self.how(self.sampling.steps, guidance)
+            config = self.how(1, guidance)  # one that both networks draw with
             return self.both(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
         return pictures.KEEP
 

@@ -235,9 +235,9 @@
             this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
                 + `together. Each line leads from a patch of noise to a digit, with a stop after every step.`;
             this.heading.textContent = this.ofKind({
-                flow: "Why not in one big step?", map: "Can one big step do?"});
-            const name = run => isMap(run) && !isMap(this.data) ? "1 jump" : inSteps(run.steps);
-            this.stepButtons.replaceChildren(...runs.map((run, i) => button(name(run), () => this.choose(i))));
+                flow: "Why not in one big step?", map: "Is one big step enough?"});
+            this.names = runs.map(run => isMap(run) && !isMap(this.data) ? "1 jump" : inSteps(run.steps));
+            this.stepButtons.replaceChildren(...this.names.map((name, i) => button(name, () => this.choose(i))));
             this.ends.replaceChildren(...this.order.map(k => make("button", {
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
                 onmousemove: () => this.pick(k),
@@ -248,7 +248,8 @@
         // Show the paths of a run.
         choose(run) {
             this.memory.run = run;
-            const {digits: [digit], seeds, guidance, dots, runs} = this.data, {steps, path} = runs[run], jumps = isMap(runs[run]);
+            const {digits: [digit], seeds, guidance, dots, runs} = this.data;
+            const {steps, path} = runs[run], jumps = isMap(runs[run]);
             const circle = (point, radius) => {
                 const [x, y] = this.place(point);
                 return `<circle cx="${x}" cy="${y}" r="${radius}"/>`;
@@ -260,7 +261,7 @@
                 return `<g class="why-path" data-path="${k}"><g class="why-aims"></g>${line("why-hit")}`
                     + `${line("why-line")}${stops}</g>`;
             });
-            const text = `${seeds.length} paths from noise to ${named(this.data)}, in ${inSteps(steps)}`;
+            const text = `${seeds.length} paths from noise to ${named(this.data)}, in ${this.names[run]}`;
             this.map.innerHTML = `<svg viewBox="0 0 ${WIDTH} ${this.height}" role="img" aria-label="${text}">`
                 + `<g class="why-dots">${dots.map(dot => circle(dot, 1.7)).join("")}</g>${lines.join("")}</svg>`
                 + `<span style="left: 0">noise</span><span style="left: ${this.middle}%">real ${digit}s</span>`;
@@ -297,11 +298,12 @@
             this.pick(this.memory.path);
         }
 
-        // Select a path: show its digit large, and dashed lines to where the arrows led at each of its stops.
+        // Select a path: show its digit large, and dashed lines from its stops to the images predicted there.
         pick(k) {
             if (this.picked === k) return;
             const {memory, data: {digits: [digit], seeds, guidance, runs}} = this;
-            const {steps, path, aims} = runs[memory.run];
+            const {steps, path} = runs[memory.run];
+            const aims = steps === 1 && isMap(runs[memory.run]) ? [] : runs[memory.run].aims;
             memory.path = this.picked = k;
             for (const part of this.map.querySelectorAll(".why-path")) {
                 const chosen = +part.dataset.path === k;

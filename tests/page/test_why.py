@@ -246,7 +246,7 @@ def test_the_jump_of_a_flow_map_is_shown_beside_the_flow(opened):
 def test_a_flow_map_may_take_one_big_step(opened):
     runs = [{**run, "kind": "flow map"} for run in PATHS["runs"]]
     page = opened(element("digit-paths", {**PATHS, "kind": "flow map", "runs": runs}))
-    assert page.locator("h3").inner_text() == "Can one big step do?"
+    assert page.locator("h3").inner_text() == "Is one big step enough?"
     assert "Dashed: where one jump would have landed" in page.locator(".why-note").inner_text()
     for name, words in (("1 step", "so it goes there at once"), ("4 steps", "After each jump")):
         press(page, name)

@@ -130,6 +130,8 @@ def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     assert (subject[3], film["guidance"], note["sentence"]) == (1, 1, NOTE)
     assert studio.visit({"digit": "3", "guidance": "2", "steps": "2"})[2] is None
     small_map, small = studio.network, studio.teacher
+    runs = [studio.paths_tab(["3", 7, 20, guidance])["runs"] for guidance in (0.5, 1)]
+    assert runs[0] == runs[1]  # both networks draw with the guidance of the map
 
     *_, shown = studio.steps_tab(["3", 7, 20, 1.5])
     assert shown["rows"] == [

@@ -242,8 +242,9 @@ def card(folder: Path, repo: str = "", code: str = "") -> ModelCard:
         if (folder / name).is_file()
     }
     labels = "0-9" if names == CLASSES else ",".join(names[:10])
-    few = isinstance(loaded.network, FlowMap) and "evaluation" in metrics  # by default, the teacher may draw
-    steps = f" --steps {metrics['evaluation']['settings']['steps']}" if few else ""
+    steps = ""
+    if isinstance(loaded.network, FlowMap) and "evaluation" in metrics:  # by default, the teacher may draw
+        steps = f" --steps {min(metrics['evaluation']['settings']['steps'], weights.TEACHER_FROM - 1)}"
     parts = [
         f"# {'Handwritten digits' if names == CLASSES else 'Images'} from a small Diffusion Transformer",
         "Class-conditional: ask for a digit from 0 to 9, or for an all-black or all-white image."

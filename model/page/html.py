@@ -258,7 +258,9 @@ def plain(number: str) -> str:
 def problem(error: ValueError) -> dict:
     """The sentence of an error and the field it belongs to, whose name is the first word of the error."""
     sentence = re.sub(r"^(\w+) must be (.*), not None$", r"\1 is empty; it must be \2", str(error))
-    return {"field": sentence.split(" ", 1)[0], "sentence": f"{sentence[0].upper()}{sentence[1:]}."}
+    field, space, rest = sentence.partition(" ")
+    name = field.replace("_", " ")
+    return {"field": field, "sentence": f"{name[0].upper()}{name[1:]}{space}{rest}."}
 
 
 def note(field: str, sentence: str) -> dict | None:

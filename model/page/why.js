@@ -216,8 +216,8 @@
         update() {
             const {digits: [digit], seeds, dots, runs} = this.data;
             this.pixels = runs.map(run => bytes(run.pixels));
-            const most = Math.max(...runs.map(run => run.steps));
-            this.memory.run = Math.min(this.memory.run ?? runs.findIndex(run => run.steps === most), runs.length - 1);
+            const longest = runs.reduce((best, run, i) => run.steps > runs[best].steps ? i : best, 0);
+            this.memory.run = Math.min(this.memory.run ?? longest, runs.length - 1);
             this.memory.path = Math.min(this.memory.path ?? 0, seeds.length - 1);
             const points = [...dots, ...runs.flatMap(run => [...run.path, ...run.aims].flat())];
             const [left, right, bottom, top] = [0, 1].flatMap(axis => {
@@ -230,7 +230,7 @@
             this.place = point => [point[0] - left, top - point[1]].map(away => (MARGIN + away * scale).toFixed(1));
             const average = dots.reduce((sum, [x]) => sum + x, 0) / dots.length;
             this.middle = Math.round(100 / WIDTH * this.place([average, 0])[0]); // of the dots, in percent
-            const height = k => runs.find(run => run.steps === most).path.at(-1)[k][1];
+            const height = k => runs[longest].path.at(-1)[k][1];
             this.order = seeds.map((_, k) => k).sort((a, b) => height(b) - height(a));
             this.words.textContent = `Each dot is a real handwritten ${digit}; similar ones tend to lie close `
                 + `together. Each line leads from a patch of noise to a digit, with a stop after every step.`;

@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.auth and not (user and password):
             raise ValueError("--auth must be USER:PASSWORD, with neither part empty")
         if options.static_page and not re.fullmatch(r"https?://\S+", options.static_page):
-            raise ValueError(f"--static-page must begin with https://, not {options.static_page}")
+            raise ValueError(f"--static-page must begin with https:// or http://, not {options.static_page}")
         load = weights.load if options.strict_weights else weights.load_or_bundled
         page = build(Studio(load(options.weights, pick(options.device)), on_gpu, listened), options.static_page)
         # Gradio checks at startup that its own page responds; that request must bypass any proxy.

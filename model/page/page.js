@@ -104,7 +104,7 @@
 
     // Show the message {field, sentence, harmless} beside its field, or none.
     function problem(props, watch, name) {
-        watch("value", () => {
+        const show = () => {
             const {form} = forms[name], {field, sentence, harmless} = props.value || {};
             const words = form.querySelector(".problem");
             const place = form.querySelector(`[data-field="${field}"]`);
@@ -117,7 +117,9 @@
             if (place?.closest("details")) place.closest("details").open = true;
             words.classList.toggle("harmless", !!harmless);
             words.textContent = sentence ?? "";
-        });
+        };
+        watch("value", show);
+        if (props.value) show(); // that of a link, whose tab opens only now
     }
 
     // Show Gradio's "queue: 3/5" in words.
@@ -143,7 +145,9 @@
         const show = () => {
             element.classList.remove("stale");
             if (area) area.waits = props.value.columns?.length < props.value.total;
-            if (props.value) PICTURES[shown.localName]?.(shown, props.value);
+            const paint = PICTURES[shown.localName];
+            if (paint) shown.hidden = !props.value;
+            if (props.value) paint?.(shown, props.value);
         };
         watch("value", show);
         if (shown.id !== "film" || !isLink()) show();

@@ -357,13 +357,14 @@ class Studio:
         return told.both
 
     def sketch_tab(self, sketch, asked, subject):
-        """The film of a finished sketch."""
+        """The film of a finished sketch, or None for an empty one."""
+        if not sketch:
+            return None, None
         with pictures.Told() as told:
             (noise,), (digit, seed, steps, guidance) = asked, subject
-            if sketch:
-                config = self.how(steps, guidance)
-                film = self.finish(sketch, digit, seed, noise, config)
-                told.value = pictures.finished(film, digit, seed, noise, config)
+            config = self.how(steps, guidance)
+            film = self.finish(sketch, digit, seed, noise, config)
+            told.value = pictures.finished(film, digit, seed, noise, config)
         return told.both
 
     def sheet_tab(self, asked, subject):

@@ -39,7 +39,7 @@ def export(where: str | None, folder: Path, address: str = "") -> weights.Weight
     """
     folder = Path(folder).resolve()
     if address and not re.fullmatch(r"https?://\S+", address):
-        raise ValueError(f"the address of the page must begin with https://, not {address}")
+        raise ValueError(f"the address of the page must begin with https:// or http://, not {address}")
     if not replaceable(folder):
         raise FileExistsError(f"{folder} contains files not from an exported page; choose another folder, or empty it")
     loaded = weights.load(where).alone()

@@ -84,7 +84,7 @@ def test_an_address_that_is_none_is_one_sentence(capsys):
     with pytest.raises(SystemExit):
         app.main(["--static-page", "javascript:alert(1)"])
     assert capsys.readouterr().err == (
-        "python app.py: --static-page must begin with https://, not javascript:alert(1)\n"
+        "python app.py: --static-page must begin with https:// or http://, not javascript:alert(1)\n"
     )
 
 

@@ -277,6 +277,12 @@ def test_a_number_is_written_and_its_link_writes_it_again(visit, bundled, page_u
     other.until(f"$('#row').film.seeds[0] === {SEED + 6}")
 
 
+def test_a_link_with_a_bad_number_opens_its_tab_and_says_so(visit):
+    one = visit("/?steps=4&number=seven")
+    one.page.locator("#write .problem").get_by_text("Number must be 1 to 16 digits, not 'seven'.").wait_for()
+    assert one.page.get_by_label("A number").input_value() == "seven"
+
+
 @pytest.mark.parametrize("number", ["12345678901234567", "seven", "-"])
 def test_what_is_no_number_is_a_sentence_beside_it(visit, number):
     one = visit()
@@ -394,6 +400,10 @@ def test_a_sketch_is_finished(visit):
     drawn = np.array(one.page.evaluate("document.querySelector('#paper').pixels")).reshape(28, 28)
     last = one.pixels("#finished .digits-large")
     assert np.abs(last - drawn).mean() < np.abs(kept - drawn).mean() / 2
+    one.page.get_by_role("button", name="Clear").click()
+    one.page.locator("#finished").wait_for(state="hidden")
+    one.page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    one.page.locator("#finished").wait_for()
 
 
 CONTRAST = """() => {

@@ -88,6 +88,10 @@ def flags_of(name: str) -> str:
     return f"`{shlex.join(Config(**ROWS[name]).flags())}`" if ROWS[name] else ""
 
 
+def as_flags(options: dict) -> str:
+    return " ".join(f"--{name} {value:g}" for name, value in options.items())
+
+
 def shared(options: dict, points: int) -> dict:
     """Settings shared by all rows: `options`, with a warm-up and preview interval that fit the length of the run."""
     config = Config(**options)
@@ -192,7 +196,8 @@ def parsed(argv: list[str] | None) -> tuple[argparse.ArgumentParser, dict]:
     parser = argparse.ArgumentParser(
         prog="python -m training.ablations",
         description=__doc__.splitlines()[0],
-        epilog=f"Defaults of this command: {CUDA} on CUDA, {OTHER} elsewhere; warm-up over a tenth of the steps.",
+        epilog=f"Defaults of this command: {as_flags(CUDA)} on CUDA, {as_flags(OTHER)} elsewhere, and a warm-up over a "
+        "tenth of the steps. Any other flag of training.train applies to all rows.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"the rows to run (default: all): {', '.join(ROWS)}")
     for name, text in MEASURING.items():

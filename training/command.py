@@ -52,6 +52,8 @@ def dry_run(run: Trainer) -> None:
     print_once(run.config.command(distributed.launcher()))
     print_once(f"{run.total:,} steps of {run.config.batch}: {images:,} images of {run.data}")
     print_once(f"{parameters:,} parameters on {device_name(run.device)}")
+    if run.config.compile:
+        print_once("Compiling the network and taking one step …")
     started = time.monotonic()
     norm = run.advance().item()
     loss, taken = distributed.sum_over_ranks(run.loss_sum).item() / distributed.world_size(), time.monotonic() - started

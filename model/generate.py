@@ -35,9 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         loaded = weights.load(options.weights, pick(options.device), DTYPES.get(options.dtype))
         names = loaded.network.class_names
         labels = parse_labels(options.labels or ",".join(names[:10]), count, seed, names)
-        sampling = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
-        network = loaded.network_for(sampling.steps)
-        sampling = sampling.for_network(network)
+        asked = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
+        network, sampling = loaded.choose(asked)
         with replacing(options.out) as new:
             new.touch()  # fail now, not after the work, if the folder cannot be written
             batches = []

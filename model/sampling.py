@@ -294,13 +294,19 @@ def compare_steps(
 
 
 def compare_kinds(
-    network: DiT, teacher: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
+    network: DiT,
+    teacher: DiT,
+    labels: torch.Tensor,
+    seed: int,
+    samplings: tuple[SamplingConfig, SamplingConfig],
+    turn: Turn = nullcontext,
 ) -> Iterator[tuple[int, torch.Tensor, list[float]]]:
     """Compare a flow map with its teacher, the velocity network it was distilled from, on the same noise.
 
-    Yields steps, pixels uint8 `[2·B, 28, 28]` and the two times in milliseconds, the teacher's first.
+    Each has its own `samplings`, the teacher's first. Yields steps, pixels uint8 `[2·B, 28, 28]` and the two times in
+    milliseconds, in the same order.
     """
-    both = [compare_steps(one, labels, seed, sampling, turn) for one in (teacher, network)]
+    both = [compare_steps(one, labels, seed, how, turn) for one, how in zip((teacher, network), samplings, strict=True)]
     for (steps, *first), (_, *second) in zip(*both, strict=True):
         pixels, milliseconds = zip(first, second, strict=True)
         yield steps, torch.cat(pixels), list(milliseconds)

@@ -77,9 +77,15 @@ class Weights:
     notice: str = ""
     teacher: "Weights | None" = None
 
-    def network_for(self, steps: int) -> DiT:
-        """The network that draws best in this number of steps: a flow map in few, its teacher in many."""
-        return self.teacher.network if self.teacher and steps >= TEACHER_FROM else self.network
+    def choose(self, sampling: SamplingConfig) -> tuple[DiT, SamplingConfig]:
+        """The network that draws best in this number of steps (a flow map in few, its teacher in many), and the
+        settings with its own time shift, and a guidance that it supports."""
+        chosen = self.teacher if self.teacher and sampling.steps >= TEACHER_FROM else self
+        return chosen.network, chosen.shifted(sampling).for_network(chosen.network)
+
+    def shifted(self, sampling: SamplingConfig) -> SamplingConfig:
+        """A copy of the settings with the time shift of these weights."""
+        return replace(sampling, time_shift=self.sampling.time_shift)
 
     def alone(self) -> "Weights":
         """A copy without the teacher, for the static page; its default steps are few enough for the map."""

@@ -69,8 +69,8 @@ def small_map(small) -> FlowMap:
 
 @pytest.fixture
 def map_weights(small, small_map, tmp_path) -> Path:
-    """The folder of a flow map with its teacher."""
-    weights.save(small_map, tmp_path / "map", SamplingConfig(steps=4, guidance=1.5), {})
+    """The folder of a flow map with its teacher, which have different time shifts."""
+    weights.save(small_map, tmp_path / "map", SamplingConfig(steps=4, guidance=1.5, time_shift=3.0), {})
     weights.save(small, tmp_path / "map" / weights.TEACHER, SamplingConfig(), {})
     return tmp_path / "map"
 

@@ -149,6 +149,7 @@ class DistillConfig(RunConfig):
     teacher: str = option("weights/teacher", "weights of a velocity network: a folder, or USER/NAME[@revision]")
     data_root: str = option("data", "folder of the data sets")
     steps: int = option(4, "sampling steps of the previews, and the default for the weights", low=1, high=MAX_STEPS)
+    time_shift: float = option(2.5, "shift of the sampling steps towards the noise", low=1e-3, high=1e3)
     error_power: float = option(0.5, "images in a batch are weighted by 1 / error^X", high=1)
 
     epochs: float = option(248.0, "passes over the data set", low=1e-6, high=1e6)

@@ -56,7 +56,7 @@ class Distiller(Trainer):
         teacher = weights.load(where, dtype=torch.float32)
         self.teacher = Path(where) if Path(where).is_dir() else weights.download(where)[0]
         self.network = FlowMap.from_velocity(teacher.network)
-        self.sampling = replace(teacher.sampling, steps=config.steps)
+        self.sampling = replace(teacher.sampling, steps=config.steps, time_shift=config.time_shift)
         self.initialized_from = teacher.metrics.get("training")
 
         self.data = teacher.metrics.get("training", {}).get("data", "mnist")

@@ -145,9 +145,8 @@
         const show = () => {
             element.classList.remove("stale");
             if (area) area.waits = props.value.columns?.length < props.value.total;
-            const paint = PICTURES[shown.localName];
-            if (paint) shown.hidden = !props.value;
-            if (props.value) paint?.(shown, props.value);
+            if (shown.film) shown.hidden = !props.value; // the sketch was cleared
+            if (props.value) PICTURES[shown.localName]?.(shown, props.value);
         };
         watch("value", show);
         if (shown.id !== "film" || !isLink()) show();

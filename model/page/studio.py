@@ -83,7 +83,7 @@ class Studio:
     ):
         self.loaded, self.listened = loaded, listened
         self.network, self.classes = loaded.network, loaded.network.class_names
-        self.sampling = loaded.sampling.for_network(loaded.network_for(loaded.sampling.steps))
+        self.sampling = loaded.choose(loaded.sampling)[1]
         self.teacher = loaded.teacher and loaded.teacher.network
         networks = filter(None, (self.network, self.teacher))
         counts = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
@@ -142,14 +142,13 @@ class Studio:
     def network_for(self, values):
         """The network that draws best for the SamplingConfig among these values."""
         (config,) = (value for value in values if isinstance(value, sampling.SamplingConfig))
-        return self.loaded.network_for(config.steps)
+        return self.loaded.choose(config)[0]
 
     # ---- one validated call each; ValueError for a bad value
 
     def how(self, steps, guidance):
         """The sampling settings for a tab, which has both values."""
-        config = replace(self.sampling, steps=steps, guidance=guidance)
-        return config.for_network(self.loaded.network_for(config.steps))
+        return self.loaded.choose(replace(self.sampling, steps=steps, guidance=guidance))[1]
 
     def config(self, steps=None, guidance=None):
         """The sampling settings for the API, where both values are optional."""
@@ -172,7 +171,8 @@ class Studio:
         if self.teacher is None:
             yield from self.compare_steps(digit, seed, config)
         else:
-            drawn = self.pairs(sampling.compare_kinds, self.label(digit), sampling.check_seed(seed), config)
+            configs = self.loaded.teacher.shifted(config), config
+            drawn = self.pairs(sampling.compare_kinds, self.label(digit), sampling.check_seed(seed), configs)
             yield from self.while_wanted(drawn)
 
     def labels(self, classes, count):
@@ -316,7 +316,7 @@ class Studio:
             if not (self.can_write_numbers and digit in self.planes):
                 return {"digits": []}
             seeds = range(sampling.check_seed(seed, PATHS), seed + PATHS)
-            config = self.how(1, guidance)  # one that both networks draw with
+            config = (self.loaded.teacher or self.loaded).shifted(self.how(1, guidance))  # a jump has no grid
             return self.both(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
         return pictures.KEEP
 

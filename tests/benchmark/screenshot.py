@@ -35,7 +35,8 @@ CARD = """<body style="margin: 0; width: 1200px; height: 630px; display: grid; p
 def card(page) -> None:
     """The link preview: a digit emerging from noise."""
     loaded = weights.load()
-    film = draw_film(loaded.network_for(loaded.sampling.steps), torch.tensor([7]), [67], loaded.sampling)
+    network, sampling = loaded.choose(loaded.sampling)
+    film = draw_film(network, torch.tensor([7]), [67], sampling)
     shown = ""
     for i in (0, 9, 13, 16, 20):
         Image.fromarray(images.enlarge(film.noisy[i, 0], 7)).save(file := io.BytesIO(), "png")

@@ -25,7 +25,8 @@ def digit(bundled, label, seed, steps, guidance=None) -> np.ndarray:
     """The digit that the page should show; the guidance defaults to that of the weights."""
     sampling = replace(bundled.sampling, steps=steps)
     sampling = sampling if guidance is None else replace(sampling, guidance=guidance)
-    film = draw_film(bundled.network_for(sampling.steps), torch.tensor([label]), [seed], sampling)
+    network, sampling = bundled.choose(sampling)
+    film = draw_film(network, torch.tensor([label]), [seed], sampling)
     return film.digits[0].numpy().astype(int)
 
 

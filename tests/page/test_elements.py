@@ -48,10 +48,9 @@ def draw():
     def draw(digits: str, seed: int, steps: int, guidance: float = 1.15) -> dict:
         key = digits, seed, steps, guidance
         if key not in drawn:
-            config = loaded.sampling.updated(steps=steps, guidance=guidance)
+            network, config = loaded.choose(loaded.sampling.updated(steps=steps, guidance=guidance))
             seeds = list(range(seed, seed + len(digits)))
-            chosen = loaded.network_for(config.steps), torch.tensor(list(map(int, digits)))
-            film = sampling.draw_film(*chosen, seeds, config)
+            film = sampling.draw_film(network, torch.tensor(list(map(int, digits))), seeds, config)
             arrays = {name: getattr(film, name).numpy() for name in ("noisy", "predicted", "velocity")}
             drawn[key] = {"digits": list(digits), "seeds": seeds, **asdict(config), "times": film.times, **arrays}
         return drawn[key]

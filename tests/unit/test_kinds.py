@@ -35,8 +35,13 @@ def unpacked(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8).view(-1, 28, 28)
 
 
+OF_MAP = SamplingConfig(4, 1.5, 3.0)  # the sampling settings of the fixture `map_weights`, in `conftest.py`
+OF_TEACHER = SamplingConfig()
+
+
 def drawn(network: DiT, label: int, seed: int, steps: int, guidance: float) -> torch.Tensor:
-    return next(draw(network, torch.tensor([label]), seed, SamplingConfig(steps, guidance)))
+    sampling = replace(OF_MAP if isinstance(network, FlowMap) else OF_TEACHER, steps=steps, guidance=guidance)
+    return next(draw(network, torch.tensor([label]), seed, sampling))
 
 
 # ---- the guidance
@@ -107,8 +112,8 @@ def test_paths_show_where_a_map_jumps_to(small, small_map):
 
 
 def test_both_kinds_are_compared_from_the_same_noise(small, small_map):
-    config = SamplingConfig(guidance=1.5)
-    found = list(sampling.compare_kinds(small_map, small, torch.tensor([3]), 7, config))
+    configs = replace(OF_TEACHER, guidance=1.5), OF_MAP
+    found = list(sampling.compare_kinds(small_map, small, torch.tensor([3]), 7, configs))
     assert [steps for steps, *_ in found] == [1, 4]
     for steps, pixels, milliseconds in found:
         for there, network in zip(pixels, (small, small_map), strict=True):
@@ -130,8 +135,9 @@ def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     assert (subject[3], film["guidance"], note["sentence"]) == (1, 1, NOTE)
     assert studio.visit({"digit": "3", "guidance": "2", "steps": "2"})[2] is None
     small_map, small = studio.network, studio.teacher
-    runs = [studio.paths_tab(["3", 7, 20, guidance])["runs"] for guidance in (0.5, 1)]
-    assert runs[0] == runs[1]  # both networks draw with the guidance of the map
+    weak, one = (studio.paths_tab(["3", 7, 20, guidance]) for guidance in (0.5, 1))
+    assert weak["runs"] == one["runs"]  # both networks draw with the guidance of the map
+    assert one["time_shift"] == OF_TEACHER.time_shift
 
     *_, shown = studio.steps_tab(["3", 7, 20, 1.5])
     assert shown["rows"] == [
@@ -171,11 +177,13 @@ def test_many_steps_are_drawn_by_the_teacher(map_weights, tmp_path, capsys):
         assert (np.load(out)["images"] == expected.numpy()).all()
     assert studio.digit_tab(["3", 7, many, 0.5])[1] is None  # the teacher supports any guidance
     alone = replace(loaded, sampling=SamplingConfig(20, 1.5)).alone()
-    assert (alone.network_for(many), alone.teacher) == (loaded.network, None)
+    assert (alone.choose(SamplingConfig(many))[0], alone.teacher) == (loaded.network, None)
     assert alone.sampling == SamplingConfig(few, 1.5)
     assert loaded.alone().sampling == loaded.sampling  # already four steps
     assert loaded.teacher.alone() is loaded.teacher
-    assert loaded.teacher.network_for(few) is loaded.teacher.network
+    assert loaded.teacher.choose(SamplingConfig(few))[0] is loaded.teacher.network
+    for steps, of in ((few, OF_MAP), (many, OF_TEACHER)):  # each draws along its own time grid
+        assert loaded.choose(SamplingConfig(steps, 2.0, 7.0))[1] == SamplingConfig(steps, 2.0, of.time_shift)
 
 
 def test_only_what_is_shown_takes_more_than_one_row_a_step(map_weights, monkeypatch):

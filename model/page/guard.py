@@ -104,13 +104,14 @@ def parse(body: bytes) -> dict:
 
 
 def check_values(values: list) -> None:
-    """Raise Refused unless each value is a text, a number, true, false, null or a list of these.
+    """Raise Refused unless each value is a text, a number, true, false, null, or a list or table of these.
 
     Gradio takes objects for files, and fetches the URLs in them.
     """
-    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    if any(isinstance(item, dict | list) for item in items):
-        raise Refused(422, "Values must be strings, numbers, true, false, null or lists of these.")
+    for _ in range(2):
+        values = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    if any(isinstance(item, dict | list) for item in values):
+        raise Refused(400, "Values must be strings, numbers, true, false, null, or lists or tables of these.")
 
 
 async def read(receive: Receive) -> bytes:
@@ -260,7 +261,7 @@ def named(function, values: list) -> dict:
     """The values of a call by name; raises Refused if some are missing."""
     wanted = names(function)
     if len(values) < len(wanted):
-        raise Refused(422, f"This call takes {len(wanted)} values ({', '.join(wanted)}), not {len(values)}.")
+        raise Refused(400, f"This call takes {len(wanted)} values ({', '.join(wanted)}), not {len(values)}.")
     return dict(zip(wanted, values, strict=False))
 
 

@@ -15,7 +15,6 @@ from model.turns import Turns
 
 START = {"digit": "7", "seed": 67}  # the initial digit; steps and guidance are those of the weights
 MAX_SHEET = 400  # digits
-AREA = SIZE**2  # pixels of a sketch
 MAX_ROW = 16  # digits of a row in the API
 PATHS = 8  # through the plane
 CHANGES = [1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.5, 0.0]  # times at which a digit changes its class
@@ -193,9 +192,11 @@ class Studio:
         return self.film(sampling.morph, self.label(digit).item(), sampling.check_seed(seed), other, count, config)
 
     def finish(self, sketch, digit, seed, noise, config):
-        if not isinstance(sketch, list) or len(sketch) != AREA or not any(sketch):
-            raise ValueError(f"sketch must be a list of {AREA} numbers, row by row, not all of them 0")
-        pixels = torch.tensor([check.whole("sketch pixel", pixel, 0, 255) for pixel in sketch], dtype=torch.uint8)
+        rows = sketch if isinstance(sketch, list) else []
+        numbers = [number for row in rows for number in (row if isinstance(row, list) else [row])]
+        if len(numbers) != SIZE**2 or not any(numbers):
+            raise ValueError(f"sketch must be {SIZE} rows of {SIZE} numbers, not all of them 0")
+        pixels = torch.tensor([check.whole("sketch pixel", number, 0, 255) for number in numbers], dtype=torch.uint8)
         label, seed, noise = self.label(digit).item(), sampling.check_seed(seed), check.number("noise", noise, 0, 1)
         return self.whole(sampling.finish, pixels.view(SIZE, SIZE), label, seed, noise, config)
 
@@ -256,14 +257,14 @@ class Studio:
 
     def finish_api(
         self,
-        sketch: list[int],
+        sketch: list[list[int]],
         digit: str,
         noise: float = NOISE,
         seed: int = 42,
         steps: int | None = None,
         guidance: float | None = None,
     ) -> list[list[int]]:
-        """A sketch (784 numbers, row by row, 0 black to 255 white) finished as a class. `noise` goes from 0 (keep the
+        """A sketch (28 rows of 28 pixels, 0 black to 255 white) finished as a class. `noise` goes from 0 (keep the
         sketch) to 1 (ignore it)."""
         return self.finish(sketch, digit, seed, noise, self.config(steps, guidance)).digits[0].tolist()
 

@@ -146,22 +146,22 @@ def test_a_long_body_is_refused_unread(page, http, path, chunked):
 
 
 @pytest.mark.parametrize(
-    ("call", "status", "words"),
+    ("call", "words"),
     [
-        (b'{"data": ["7"]}', 422, "4 values (digit, seed, steps, guidance), not 1"),
-        (b"{}", 422, "not 0"),
-        (b'{"data": ["7", 1, {"path": "http://127.0.0.1/", "meta": {"_type": "gradio.FileData"}}, 1]}', 422, "must be"),
-        (b'{"data": [[["7"]], 1, 2, 1]}', 422, "must be strings, numbers"),
-        (b'{"data": "7"}', 400, "must be a JSON object such as"),
-        (b'{"data": ["7", 1, 2, 1], "session_hash": {}}', 400, "session_hash must be a string"),
-        (b"[" * 60_000, 400, "must be JSON"),
-        (b"\xff", 400, "must be JSON"),
-        (b'{"data": [' + b"1" * 5000 + b"]}", 400, "must be JSON"),
+        (b'{"data": ["7"]}', "4 values (digit, seed, steps, guidance), not 1"),
+        (b"{}", "not 0"),
+        (b'{"data": ["7", 1, {"path": "http://127.0.0.1/", "meta": {"_type": "gradio.FileData"}}, 1]}', "must be"),
+        (b'{"data": [[[["7"]]], 1, 2, 1]}', "must be strings, numbers"),
+        (b'{"data": "7"}', "must be a JSON object such as"),
+        (b'{"data": ["7", 1, 2, 1], "session_hash": {}}', "session_hash must be a string"),
+        (b"[" * 60_000, "must be JSON"),
+        (b"\xff", "must be JSON"),
+        (b'{"data": [' + b"1" * 5000 + b"]}", "must be JSON"),
     ],
 )
-def test_a_malformed_call_is_one_sentence(page, http, call, status, words):
+def test_a_malformed_call_is_one_sentence(page, http, call, words):
     answer = http.post(f"{page[0]}/gradio_api/call/draw", content=call, headers={"Content-Type": "application/json"})
-    assert answer.status_code == status
+    assert answer.status_code == 400
     assert words in answer.json()["detail"]
 
 

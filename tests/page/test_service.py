@@ -52,9 +52,8 @@ def test_endpoints_of_the_experiments(client, bundled):
     assert close(found, change_class(bundled.network, 3, 8, 5, sampling, [1, 0.5, 0]).digits)
     found = client.predict(digit="3", seed=5, other_seed=6, count=3, steps=4, api_name="/morph")
     assert close(found, morph(bundled.network, 3, 5, 6, 3, sampling).digits)
-    sketch = [0] * 300 + [255] * 184 + [0] * 300
-    found = client.predict(sketch=sketch, digit="1", noise=0.8, seed=5, steps=4, api_name="/finish")
-    pixels = torch.tensor(sketch, dtype=torch.uint8).view(28, 28)
+    pixels = torch.tensor([0] * 300 + [255] * 184 + [0] * 300, dtype=torch.uint8).view(28, 28)
+    found = client.predict(sketch=pixels.tolist(), digit="1", noise=0.8, seed=5, steps=4, api_name="/finish")
     assert close(found, finish(bundled.network, pixels, 1, 5, 0.8, sampling).digits[0])
 
 
@@ -79,10 +78,10 @@ BAD = [
     ("/change_class", {"digit": "7", "other": "8", "at": [2]}, "switch time must be a number from 0 to 1"),
     ("/morph", {"digit": "7", "seed": 1, "other_seed": 2, "count": 17}, "count must be a whole number from 2 to 16"),
     ("/morph", {"digit": "7", "seed": 1, "other_seed": -2}, "other_seed must be"),
-    ("/finish", {"sketch": [0] * 783, "digit": "7"}, "sketch must be a list of 784 numbers"),
-    ("/finish", {"sketch": [0] * 784, "digit": "7"}, "not all of them 0"),
-    ("/finish", {"sketch": [256] * 784, "digit": "7"}, "sketch pixel must be a whole number from 0 to 255"),
-    ("/finish", {"sketch": [9] * 784, "digit": "7", "noise": 1.5}, "noise must be a number from 0 to 1"),
+    ("/finish", {"sketch": [[9] * 28] * 27, "digit": "7"}, "sketch must be 28 rows of 28 numbers"),
+    ("/finish", {"sketch": [[0] * 28] * 28, "digit": "7"}, "not all of them 0"),
+    ("/finish", {"sketch": [[256] * 28] * 28, "digit": "7"}, "sketch pixel must be a whole number from 0 to 255"),
+    ("/finish", {"sketch": [[9] * 28] * 28, "digit": "7", "noise": 1.5}, "noise must be a number from 0 to 1"),
     ("/draw", {"digit": "x" * 50_000}, "class must be one of"),
     ("/steps", {"digit": "x" * 50_000}, "class must be one of"),
     ("/sheet", {"classes": "0-9," * 10_000}, "of at most 1000 characters"),

@@ -282,31 +282,18 @@ class Timed:
 
 
 def compare_steps(
-    network: DiT, labels: torch.Tensor, seed: int, sampling: SamplingConfig, turn: Turn = nullcontext
-) -> Iterator[tuple[int, torch.Tensor, float]]:
-    """Draw all labels `[B]` from the same noise at each of `STEP_COUNTS`: yields steps, pixels uint8 `[B, 28, 28]`,
-    milliseconds of drawing."""
-    for steps in STEP_COUNTS:
-        timed = Timed(turn)
-        *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps), timed)
-        pixels = images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu()
-        yield steps, pixels, timed.milliseconds
-
-
-def compare_kinds(
-    network: DiT,
-    teacher: DiT,
-    labels: torch.Tensor,
-    seed: int,
-    samplings: tuple[SamplingConfig, SamplingConfig],
-    turn: Turn = nullcontext,
+    drawers: Sequence[tuple[DiT, SamplingConfig]], labels: torch.Tensor, seed: int, turn: Turn = nullcontext
 ) -> Iterator[tuple[int, torch.Tensor, list[float]]]:
-    """Compare a flow map with its teacher, the velocity network it was distilled from, on the same noise.
+    """Draw all labels `[B]` from the same noise at each of `STEP_COUNTS`, with each network of `drawers` and its
+    settings.
 
-    Each has its own `samplings`, the teacher's first. Yields steps, pixels uint8 `[2·B, 28, 28]` and the two times in
-    milliseconds, in the same order.
+    Yields steps, pixels uint8 `[len(drawers)·B, 28, 28]` and, for each network, the milliseconds of drawing.
     """
-    both = [compare_steps(one, labels, seed, how, turn) for one, how in zip((teacher, network), samplings, strict=True)]
-    for (steps, *first), (_, *second) in zip(*both, strict=True):
-        pixels, milliseconds = zip(first, second, strict=True)
-        yield steps, torch.cat(pixels), list(milliseconds)
+    for steps in STEP_COUNTS:
+        pixels, milliseconds = [], []
+        for network, sampling in drawers:
+            timed = Timed(turn)
+            *_, last = states(network, labels, [seed] * len(labels), replace(sampling, steps=steps), timed)
+            pixels.append(images.to_pixels(last.x, network.pixel_mean, network.pixel_std).cpu())
+            milliseconds.append(timed.milliseconds)
+        yield steps, torch.cat(pixels), milliseconds

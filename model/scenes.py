@@ -1,7 +1,4 @@
-"""Data for the tab "Why it works": paths through a plane of real digits, and one noise as ten digits.
-
-`paths` and `styles` return plain data for the elements in `page/why.js`, with images as base64 of uint8.
-"""
+"""Paths through a plane of real digits, for the tab "Why it works"."""
 
 import base64
 import json
@@ -15,11 +12,10 @@ import torch
 
 from model import images
 from model.dit import DiT
-from model.sampling import SamplingConfig, Turn, draw_row, states
+from model.sampling import SamplingConfig, Turn, states
 
 PLANES = Path(__file__).parent / "page" / "plane.json"  # written by `python -m training.measure.plane`
 STEP_COUNTS = (1, 4, 20)  # of the paths
-FRAMES = 6  # states of a digit in `styles`
 
 
 @dataclass(frozen=True)
@@ -83,31 +79,8 @@ def paths(
                 "pixels": packed(images.to_pixels(last.x, network.pixel_mean, network.pixel_std)),
             }
         )
-    return {**told(walker, [label], seeds, sampling), "dots": plane.dots, "runs": runs}
-
-
-def styles(network: DiT, seeds: Sequence[int], sampling: SamplingConfig, turn: Turn = nullcontext) -> dict:
-    """The first ten classes from the noise of each seed, grouped by seed: a film for `<digit-styles>`.
-
-    It keeps at most `FRAMES` of the states, and only their x_t.
-    """
-    labels = torch.arange(min(10, len(network.class_names)))
-    films = [draw_row(network, labels, [seed] * len(labels), sampling, turn) for seed in seeds]
-    kept = films[0].frames(FRAMES)
-    noisy = torch.cat([film.noisy[kept] for film in films], 1)  # [FRAMES, N, 28, 28]
-    names = labels.tolist() * len(seeds)
-    each = [seed for seed in seeds for _ in labels]
-    return {
-        **told(network, names, each, sampling),
-        "times": [films[0].times[i] for i in kept],
-        "noisy": packed(noisy),
-    }
-
-
-def told(network: DiT, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig) -> dict:
-    """The digits and their settings, as the elements expect them."""
-    digits = [network.class_names[label] for label in labels]
-    return {"digits": digits, "seeds": list(seeds), **asdict(sampling), "kind": network.kind}
+    shown = {"digits": [network.class_names[label]], "seeds": list(seeds), **asdict(sampling), "kind": walker.kind}
+    return {**shown, "dots": plane.dots, "runs": runs}
 
 
 def packed(pixels: torch.Tensor) -> str:

@@ -1,9 +1,9 @@
 """The page's texts and forms, and drawings as values for the custom elements of film.js, sheet.js and why.js."""
 
-import base64
 import html
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import jinja2
@@ -12,6 +12,7 @@ import torch
 from model import sampling
 from model.dit import DiT
 from model.sampling import Film, SamplingConfig
+from model.scenes import packed
 from model.weights import TEACHER_FROM
 
 HERE = Path(__file__).parent
@@ -271,21 +272,15 @@ def note(field: str, sentence: str) -> dict | None:
 # ---- drawings
 
 
-def base64_of(pixels: torch.Tensor) -> str:
-    return base64.b64encode(pixels.numpy().tobytes()).decode()
+def film(film: Film, digits: Sequence[str], config: SamplingConfig, **more) -> dict:
+    """A film of N digits, for the elements of film.js.
 
-
-def recipe(config: SamplingConfig) -> dict:
-    return {"steps": config.steps, "guidance": config.guidance, "time_shift": config.time_shift}
-
-
-def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: SamplingConfig, **more) -> dict:
-    """A film of N digits, for the elements of film.js."""
-    arrays = {name: base64_of(getattr(film, name)) for name in ("noisy", "predicted", "velocity")}
+    `more` has their `seeds`, or `about` for digits without a link.
+    """
+    arrays = {name: packed(getattr(film, name)) for name in ("noisy", "predicted", "velocity")}
     return {
         "digits": list(digits),
-        "seeds": list(seeds),
-        **recipe(config),
+        **asdict(config),
         "times": film.times,
         "kind": film.kind,
         **arrays,
@@ -293,17 +288,17 @@ def film(film: Film, digits: Sequence[str], seeds: Sequence[int], config: Sampli
     }
 
 
-def row(film: Film, digits: Sequence[str], config: SamplingConfig, **more) -> dict:
-    """A film of many digits for a row: at most 24 states, without predicted images and velocities.
+def row(film: Film, digits: Sequence[str], config: SamplingConfig, frames: int = 24, **more) -> dict:
+    """A film of many digits for a row: at most `frames` states, without predicted images and velocities.
 
     `more` has their `seeds`, or `about` and `captions` for digits without a link.
     """
-    kept = film.frames(24)
+    kept = film.frames(frames)
     return {
         "digits": list(digits),
-        **recipe(config),
+        **asdict(config),
         "times": [film.times[i] for i in kept],
-        "noisy": base64_of(film.noisy[kept]),
+        "noisy": packed(film.noisy[kept]),
         **more,
     }
 
@@ -328,8 +323,7 @@ def morphed(film: Film, digit: str, seeds: tuple[int, int], count: int, config: 
 def finished(drawn: Film, digit: str, seed: int, noise: float, config: SamplingConfig) -> dict:
     """The film of a finished sketch."""
     about = f"{named(digit)}, finished from a sketch under noise up to t = {noise:g}: {settings(seed, config)}"
-    made = film(drawn, [digit], [seed], config, about=about)
-    return {name: value for name, value in made.items() if name != "seeds"}
+    return film(drawn, [digit], config, about=about)
 
 
 def named(digit: str) -> str:
@@ -347,7 +341,7 @@ def sheet(digits: Sequence[str], seed: int, config: SamplingConfig, columns: int
     return {
         "digits": list(digits),
         "seeds": seeds,
-        **recipe(config),
+        **asdict(config),
         "pixels": [],
         "total": len(digits),
         "columns": columns,
@@ -361,7 +355,7 @@ def steps(digits: Sequence[str], seed: int, config: SamplingConfig, compared: bo
     `calls` of a row is the number of network calls per step, and `opens` the range of steps in which the page draws
     with that network, so that the row's pictures are links.
     """
-    shown = {"digits": list(digits), "seed": seed, **recipe(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
+    shown = {"digits": list(digits), "seed": seed, **asdict(config), "columns": [], "total": len(sampling.STEP_COUNTS)}
     guided = config.guidance not in (0, 1)
     rows = [
         {"name": "flow", "calls": 1 + guided, "opens": [TEACHER_FROM, sampling.MAX_STEPS]},
@@ -370,6 +364,6 @@ def steps(digits: Sequence[str], seed: int, config: SamplingConfig, compared: bo
     return {**shown, "rows": rows} if compared else shown
 
 
-def column(count: int, pixels: torch.Tensor, milliseconds: float | list[float]) -> dict:
-    times = list(map(round, milliseconds)) if isinstance(milliseconds, list) else round(milliseconds)
-    return {"steps": count, "pixels": base64_of(pixels), "milliseconds": times}
+def column(count: int, pixels: torch.Tensor, milliseconds: list[float]) -> dict:
+    """A column of the comparison of steps, with a time per network."""
+    return {"steps": count, "pixels": packed(pixels), "milliseconds": list(map(round, milliseconds))}

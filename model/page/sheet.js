@@ -61,10 +61,9 @@
 
     class DigitSteps extends HTMLElement {
         // {digits, seed, guidance, columns: [{steps, pixels, milliseconds}]}: one row per digit, one column per number
-        // of steps drawn so far; `pixels` are uint8 [N, 28, 28] or their base64. With `rows`, [{name, calls, opens:
-        // [from, to]}], there is one digit and a row per network, `calls` is its number of calls per step, and
-        // `milliseconds` has a number per row; in `from` to `to` steps the page draws with this network, so pictures
-        // are links.
+        // of steps drawn so far; `pixels` are uint8 [N, 28, 28] or their base64, and `milliseconds` has a number per
+        // network. With `rows`, [{name, calls, opens: [from, to]}], there is one digit and a row per network; `calls`
+        // is its number of calls per step. In `from` to `to` steps the page draws with it, so pictures are links.
         set steps(value) {
             const {digits: names, seed, guidance, columns, rows} = this.data = value;
             const {make} = digits, images = columns.map(({pixels}) => digits.bytes(pixels));
@@ -82,7 +81,7 @@
                     const count = steps * calls, took = time(milliseconds[row]);
                     return make("td", {}, cell, make("span", {}, `${count} call${count === 1 ? "" : "s"}`), took);
                 })));
-            const times = columns.map(({milliseconds}) => make("td", {}, time(milliseconds)));
+            const times = columns.map(({milliseconds}) => make("td", {}, time(milliseconds[0])));
             const foot = rows ? [] : [make("tfoot", {}, make("tr", {}, make("td"), ...times))];
             const room = Array.from({length: Math.max(0, 6 - columns.length)}, () => make("td"));
             const table = make("table", {className: "digits-steps"},

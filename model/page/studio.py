@@ -96,8 +96,8 @@ class Studio:
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
         self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
-        on_device = (self.whole, self.film, self.both, self.batches, self.pairs)
-        self.whole, self.film, self.both, self.batches, self.pairs = map(on_gpu, on_device)
+        on_device = (self.whole, self.film, self.both, self.batches, self.compared)
+        self.whole, self.film, self.both, self.batches, self.compared = map(on_gpu, on_device)
 
     # ---- taking turns
 
@@ -135,8 +135,10 @@ class Studio:
     def batches(self, function, *values):
         yield from function(self.network_for(values), *values, self.turn)
 
-    def pairs(self, function, *values):
-        yield from function(self.network, self.teacher, *values, self.turn)
+    def compared(self, configs, labels, seed):
+        """Compare steps with the page's network, or, for two `configs`, with its teacher and then with itself."""
+        networks = [self.teacher, self.network][-len(configs) :]
+        yield from sampling.compare_steps(list(zip(networks, configs, strict=True)), labels, seed, self.turn)
 
     def network_for(self, values):
         """The network that draws best for the SamplingConfig among these values."""
@@ -161,18 +163,10 @@ class Studio:
     def draw_one(self, digit, seed, config, draw=sampling.draw_film):
         return self.whole(draw, self.label(digit), [sampling.check_seed(seed)], config)
 
-    def compare_steps(self, digit, seed, config):
+    def compare_steps(self, digit, seed, *configs):
+        """The columns of the comparison of steps, for one class or "all" ten."""
         labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
-        yield from self.while_wanted(self.batches(sampling.compare_steps, labels, sampling.check_seed(seed), config))
-
-    def compare(self, digit, seed, config):
-        """The columns of the comparison of steps, with the images of a flow map's teacher above its own."""
-        if self.teacher is None:
-            yield from self.compare_steps(digit, seed, config)
-        else:
-            configs = self.loaded.teacher.shifted(config), config
-            drawn = self.pairs(sampling.compare_kinds, self.label(digit), sampling.check_seed(seed), configs)
-            yield from self.while_wanted(drawn)
+        yield from self.while_wanted(self.compared(configs, labels, sampling.check_seed(seed)))
 
     def labels(self, classes, count):
         return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
@@ -274,7 +268,7 @@ class Studio:
         """The film of the subject's digit."""
         digit, seed, steps, guidance = subject
         config = self.how(steps, guidance)
-        return pictures.film(self.draw_one(digit, seed, config), [digit], [seed], config)
+        return pictures.film(self.draw_one(digit, seed, config), [digit], config, seeds=[seed])
 
     def digit_tab(self, subject):
         with pictures.Told() as told:
@@ -316,7 +310,7 @@ class Studio:
             digit, seed, _, guidance = subject
             if not (self.can_write_numbers and digit in self.planes):
                 return {"digits": []}
-            seeds = range(sampling.check_seed(seed, PATHS), seed + PATHS)
+            seeds = [(sampling.check_seed(seed) + i) % (sampling.MAX_SEED + 1) for i in range(PATHS)]
             config = (self.loaded.teacher or self.loaded).shifted(self.how(1, guidance))  # a jump has no grid
             return self.both(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
         return pictures.KEEP
@@ -325,8 +319,10 @@ class Studio:
         """Ten classes from the noise of the subject's seed."""
         with suppress(ValueError):
             _, seed, steps, guidance = subject
-            config = self.how(steps, guidance)
-            return self.film(scenes.styles, [sampling.check_seed(seed)], config)
+            config, names = self.how(steps, guidance), self.classes[:10]
+            seeds = [sampling.check_seed(seed)] * len(names)
+            film = self.film(sampling.draw_row, torch.arange(len(names)), seeds, config)
+            return pictures.row(film, names, config, frames=6, seeds=seeds)
         return pictures.KEEP
 
     def steps_tab(self, subject):
@@ -335,7 +331,8 @@ class Studio:
             digit, seed, _, guidance = subject
             config = self.how(1, guidance)
             shown = pictures.steps([digit], seed, config, self.teacher is not None)
-            for column in self.compare(digit, seed, config):
+            of_teacher = [self.loaded.teacher.shifted(config)] if self.teacher else []
+            for column in self.compare_steps(digit, seed, *of_teacher, config):
                 shown["columns"].append(pictures.column(*column))
                 yield shown
 
@@ -380,7 +377,7 @@ class Studio:
                 names, sampling.check_seed(seed, count), config, columns(count), labels.tolist()
             )
             for batch in self.draw_sheet(labels, seed, config):
-                told.value["pixels"].append(pictures.base64_of(batch))
+                told.value["pixels"].append(scenes.packed(batch))
                 yield told.both
         if told.problem:
             yield told.both

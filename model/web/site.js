@@ -343,7 +343,7 @@ async function explain() {
             const film = await drawFilm(engines, {...wanted, digits: rows, seeds: seeds(rows), steps});
             if (isOld(film)) return;
             const pixels = film.noisy.slice(-rows.length * AREA), milliseconds = performance.now() - began;
-            columns.push({steps, pixels, milliseconds});
+            columns.push({steps, pixels, milliseconds: [milliseconds]});
             elements.columns.steps = {...film, seed: wanted.seed, columns: [...columns]};
         }
         const styles = await drawFilm(engines, {...wanted, digits: ten, seeds: seeds(ten)});

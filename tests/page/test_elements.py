@@ -420,7 +420,7 @@ def test_a_table_of_steps_grows_by_columns(visit):
     page, pixels = visit(), torch.randint(0, 256, (3, 2, 28, 28), dtype=torch.uint8).numpy()
     columns = [
         {"steps": steps, "pixels": encoded(part), "milliseconds": milliseconds}
-        for steps, part, milliseconds in zip((1, 2, 4), pixels, (31.4, 62, 1250), strict=True)
+        for steps, part, milliseconds in zip((1, 2, 4), pixels, ([31.4], [62], [1250]), strict=True)
     ]
     value = {"digits": ["7", "black"], "seed": 5, "guidance": 1.15, "time_shift": 1.6}
     put(page, element("digit-steps", {**value, "columns": columns[:2]}))
@@ -597,7 +597,7 @@ def test_everything_fits_its_width(visit, draw, width):
     page, film = visit(width, 667, reduced_motion="reduce"), draw("7", 67, 20)
     pixels = np.zeros((40, 28, 28), np.uint8)
     steps = {"digits": ["7"], "seed": 5, "guidance": 1, "time_shift": 1.6}
-    column = {"steps": 1, "pixels": encoded(pixels[0]), "milliseconds": 3}
+    column = {"steps": 1, "pixels": encoded(pixels[0]), "milliseconds": [3]}
     wide = [{"steps": 32, "pixels": encoded(pixels[:2]), "milliseconds": [99_999, 888]} for _ in range(6)]
     rows = [{"name": "flow", "calls": 2, "opens": [9, 50]}, {"name": "map", "calls": 1, "opens": [1, 8]}]
     put(

@@ -173,7 +173,7 @@ def test_a_turn_is_taken_around_each_network_call_and_over_between_the_steps(sma
     assert turns.taken == 3 + 6
     draw_film(small, labels, range(3), config, turns)
     assert turns.taken == 9 + 3
-    list(compare_steps(small, labels, 0, config, turns))
+    list(compare_steps([(small, config)], labels, 0, turns))
     assert turns.taken == 12 + 1 + 4
     assert calls == [True] * 17
 
@@ -189,8 +189,9 @@ def test_waiting_for_turns_is_not_part_of_the_time_of_a_drawing(small, monkeypat
         clock[0] += 0.25
 
     monkeypatch.setattr(sampling, "STEP_COUNTS", (1, 4))
-    times = [milliseconds for *_, milliseconds in compare_steps(small, torch.tensor([3]), 7, SamplingConfig(), turn)]
-    assert times == [250, 1000]
+    drawers = [(small, SamplingConfig()), (small, SamplingConfig(guidance=2))]
+    times = [milliseconds for *_, milliseconds in compare_steps(drawers, torch.tensor([3]), 7, turn)]
+    assert times == [[250, 250], [1000, 1000]]
 
 
 def test_a_turn_that_is_refused_ends_the_drawing(small):
@@ -203,7 +204,7 @@ def test_a_turn_that_is_refused_ends_the_drawing(small):
 def test_comparing_steps_starts_from_the_same_noise(small, monkeypatch):
     monkeypatch.setattr(sampling, "STEP_COUNTS", (1, 4))
     labels, config = torch.tensor([3, 5]), SamplingConfig(guidance=2)
-    compared = {steps: pixels for steps, pixels, _ in compare_steps(small, labels, 7, config)}
+    compared = {steps: pixels for steps, pixels, _ in compare_steps([(small, config)], labels, 7)}
     assert list(compared) == [1, 4]
     for place, label in enumerate([3, 5]):
         alone = draw_film(small, torch.tensor([label]), [7], replace(config, steps=4)).digits[0]

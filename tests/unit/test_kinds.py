@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model import benchmark, flow, generate, sampling, scenes, speed, weights
+from model import benchmark, flow, generate, images, sampling, scenes, speed, weights
 from model.dit import DiT
 from model.flow_map import FlowMap
 from model.page.studio import Studio
@@ -112,8 +112,8 @@ def test_paths_show_where_a_map_jumps_to(small, small_map):
 
 
 def test_both_kinds_are_compared_from_the_same_noise(small, small_map):
-    configs = replace(OF_TEACHER, guidance=1.5), OF_MAP
-    found = list(sampling.compare_kinds(small_map, small, torch.tensor([3]), 7, configs))
+    drawers = [(small, replace(OF_TEACHER, guidance=1.5)), (small_map, OF_MAP)]
+    found = list(sampling.compare_steps(drawers, torch.tensor([3]), 7))
     assert [steps for steps, *_ in found] == [1, 4]
     for steps, pixels, milliseconds in found:
         for there, network in zip(pixels, (small, small_map), strict=True):
@@ -159,6 +159,21 @@ def test_the_page_draws_with_both_kinds(small, small_map, map_weights):
     assert "rows" not in shown
     assert (shown["guidance"], alone.digit_tab(["7", 5, 2, 0.5])[1]) == (0.5, None)
     assert torch.equal(unpacked(shown["columns"][1]["pixels"]), drawn(alone.network, 3, 7, 4, 0.5))
+
+
+def test_styles_are_the_classes_in_turn_from_one_noise(small, map_weights):
+    film = Studio(weights.load(str(map_weights))).styles_tab(["3", 30, 9, 2.0])
+    assert (film["digits"], film["seeds"]) == ([*"0123456789"], [30] * 10)
+    assert (film["times"][0], film["times"][-1], len(film["times"])) == (1, 0, 6)
+    noisy = unpacked(film["noisy"]).unflatten(0, (6, 10))
+    noise = images.to_pixels(flow.noise([30]), small.pixel_mean, small.pixel_std)
+    assert torch.equal(noisy[0], noise.expand(10, -1, -1))
+    assert (noisy[-1, 4].int() - drawn(small, 4, 30, 9, 2.0)[0].int()).abs().max() <= 1
+
+
+def test_paths_of_the_last_seeds_begin_anew_at_zero(map_weights):
+    runs = Studio(weights.load(str(map_weights))).paths_tab(["3", sampling.MAX_SEED, 4, 1.5])
+    assert runs["seeds"] == [sampling.MAX_SEED, *range(7)]
 
 
 def test_many_steps_are_drawn_by_the_teacher(map_weights, tmp_path, capsys):

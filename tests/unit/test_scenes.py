@@ -67,19 +67,6 @@ def test_every_network_call_of_the_paths_takes_a_turn(small, plane):
     assert len(turns) == 1 + 4 + 20
 
 
-def test_styles_are_the_classes_in_turn_from_the_noise_of_each_seed(small):
-    film = scenes.styles(small, [8, 30], SAMPLING)
-    assert film["digits"] == [*"0123456789"] * 2
-    assert film["seeds"] == [8] * 10 + [30] * 10
-    assert (film["times"][0], film["times"][-1], len(film["times"])) == (1, 0, scenes.FRAMES)
-    noisy = unpacked(film["noisy"]).unflatten(0, (scenes.FRAMES, 20))
-    noise = images.to_pixels(flow.noise([8, 30]), small.pixel_mean, small.pixel_std)
-    assert torch.equal(noisy[0], noise.repeat_interleave(10, 0))
-    for place, label, seed in ((4, 4, 8), (19, 9, 30)):
-        (digit,) = draw(small, torch.tensor([label]), seed, SAMPLING)
-        assert (noisy[-1, place].int() - digit[0].int()).abs().max() <= 1
-
-
 # ---- the planes
 
 

@@ -82,7 +82,7 @@ def fetch(
     for name in optional:
         with suppress(RemoteEntryNotFoundError):
             hf_hub_download(repo, name, revision=commit)
-    return Path(paths[0].removesuffix(names[0]))
+    return Path(paths[0]).parents[names[0].count("/")]
 
 
 def forget(folder: Path, names: tuple[str, ...]) -> None:

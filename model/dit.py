@@ -7,7 +7,7 @@ through adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers"
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -20,6 +20,7 @@ from model import check, flow
 from model.fused import linear
 from model.images import CLASSES, SIZE
 
+CHANNELS = 256  # sinusoidal features per number
 # Far more than 28 × 28 pixels need, but still built in seconds and 2 GB: about 30 · MAX_SIZE parameters.
 MAX_DEPTH, MAX_CLASSES, MAX_SIZE = 100, 1000, 2**24
 
@@ -39,13 +40,13 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def rotary_table(side: int, head_dim: int, theta: float = 100.0) -> torch.Tensor:
+def rotary_table(side: int, head_dim: int) -> torch.Tensor:
     """Cosines and signed sines for 2-D rotary positions, `[2, side², 1, head_dim]`, tokens in row-major order.
 
     Half of the angles grow with the token's row, half with its column (RoFormer, Su et al., arXiv 2104.09864, with one
-    axis per half as in FLUX). Frequency k of an axis is theta^(−4k / head_dim).
+    axis per half as in FLUX). Frequency k of an axis is 100^(−4k / head_dim).
     """
-    frequencies = theta ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))  # [d/4]
+    frequencies = 100 ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))  # [d/4]
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = torch.cat([axis.reshape(-1, 1, 1) * frequencies for axis in (row, column)], -1)  # [side², 1, d/2]
     return torch.stack([torch.cat([angles.cos(), angles.cos()], -1), torch.cat([-angles.sin(), angles.sin()], -1)])
@@ -57,14 +58,14 @@ class TimeEmbedder(nn.Module):
     Times in [0, 1] use the scale 1000.
     """
 
-    def __init__(self, width: int, channels: int = 256, scale: float = 1000):
+    def __init__(self, width: int, scale: float = 1000):
         super().__init__()
-        self.channels, self.scale = channels, scale
-        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.scale = scale
+        self.mlp = nn.Sequential(nn.Linear(CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         # Computed here in float32 rather than kept as a buffer: 1000·t needs more than the 8 bits of bfloat16.
-        k = torch.arange(self.channels // 2, device=t.device) / (self.channels // 2)
+        k = torch.arange(CHANNELS // 2, device=t.device) / (CHANNELS // 2)
         angles = t.float().unsqueeze(-1) * self.scale * torch.exp(-math.log(10_000) * k)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.mlp[0].weight.dtype))
 
@@ -227,15 +228,11 @@ class DiT(
         """The guidance scale used when `scale` is requested."""
         return scale
 
-    def with_cached_modulations(self, moments: Iterable) -> Callable:
-        """The network as `(x, moment, labels) → velocity` for these moments only, with cached modulations.
-
-        They are computed in one batch. A moment is a time, or a tuple of the arguments of `modulations`.
-        """
-        moments = list(moments)
-        columns = torch.tensor(moments, device=self.modulation.weight.device).unsqueeze(-1).flatten(1).unbind(1)
-        at = dict(zip(moments, self.modulations(*columns).unsqueeze(1), strict=True)) if moments else {}
-        return lambda x, moment, labels: self.as_velocity(self.velocity(x, at[moment], labels), x, moment)
+    def with_cached_modulations(self, times: Sequence[float]) -> Callable:
+        """The network as `(x, t, labels) → velocity` for these times only, with modulations computed in one batch."""
+        modulations = self.modulations(torch.tensor(times, device=self.modulation.weight.device))
+        at = dict(zip(times, modulations.unsqueeze(1), strict=True))
+        return lambda x, t, labels: self.as_velocity(self.velocity(x, at[t], labels), x, t)
 
     def modulations(self, *moments: torch.Tensor) -> torch.Tensor:
         """All shifts, scales and gates at moments `[T]`, in one matrix product: `[T, parts, 1, D]`."""

@@ -101,18 +101,18 @@ def switched(before: torch.Tensor, after: torch.Tensor, at: torch.Tensor) -> Lab
     return lambda t: torch.where(t <= at, after, before)
 
 
-def guided(network: Callable, labels: torch.Tensor | Labels, null_label: int, scale: float | torch.Tensor) -> Velocity:
+def guided(network: Callable, labels: torch.Tensor | Labels, null_label: int, scale: float) -> Velocity:
     """The velocity of a network `(x, t, labels) → v` under classifier-free guidance (Ho & Salimans, arXiv 2207.12598,
     eq. 6).
 
     `labels` is `[B]`, or a function of t that returns them. Scale 1 is plain conditional and 0 unconditional, one
-    forward each; anything else is one forward of twice the batch. A tensor of scales, one per image, is `[B, 1, 1, 1]`.
+    forward each; anything else is one forward of twice the batch.
     """
 
     def velocity(x: torch.Tensor, t: float, t_next: float) -> torch.Tensor:
         real = labels(t) if callable(labels) else labels
         null = torch.full_like(real, null_label)
-        if not isinstance(scale, torch.Tensor) and scale in (0, 1):
+        if scale in (0, 1):
             return network(x, t, real if scale else null)
         plain, conditional = network(torch.cat([x, x]), t, torch.cat([null, real])).chunk(2)
         return torch.lerp(plain, conditional, scale)

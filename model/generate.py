@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         seed = check_seed(options.seed, count)
         loaded = weights.load(options.weights, pick(options.device), DTYPES.get(options.dtype))
         names = loaded.network.class_names
-        labels = parse_labels(options.labels or ",".join(names[:10]), count, seed, names)
+        text = options.labels or ",".join(names[:10])
+        labels = parse_labels(text, count, seed, names)
         asked = loaded.sampling.updated(steps=options.steps, guidance=options.guidance)
         network, sampling = loaded.choose(asked)
         with replacing(options.out) as new:
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
                 for batch in draw(network, labels, seed, sampling):
                     batches.append(batch)
                     bar.update(len(batch))
-            about = sampling.recipe(options.labels, seed)
+            about = sampling.recipe(text, seed)
             images.save(new, options.out.suffix[1:], torch.cat(batches), labels, images.columns(count), about)
     how = f"{sampling.steps} steps, guidance {sampling.guidance:g}, weights {loaded.source}"
     print(f"{options.out}: {count} digits, {how}")

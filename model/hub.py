@@ -23,7 +23,7 @@ from huggingface_hub.utils import logging, parse_ratelimit_headers
 
 from model.common import masked
 
-DECISION_SECONDS = 6.0  # for the commit and the first small files; a slower Hub counts as unreachable
+DECISION_SECONDS = 6.0  # for the commit and the first file; a slower Hub counts as unreachable
 DOWNLOAD_SECONDS = 300.0  # for all files
 
 NOT_THERE = (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError)  # answers of the Hub, not faults
@@ -49,7 +49,7 @@ ADVICE = {  # by exception type, else by HTTP status
 logging.set_verbosity_error()  # its retry warnings show the credentials in HF_ENDPOINT
 
 
-def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[Path, str]:
+def download(where: str, names: tuple[str, ...]) -> tuple[Path, str]:
     """Download these files of a repository `USER/NAME[@revision]`; returns the cached folder and `USER/NAME@commit`.
 
     The revision is resolved to a commit once; if the Hub does not answer, the cache is used.
@@ -60,7 +60,7 @@ def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ())
     repo, _, revision = where.partition("@")
     with explained(f"{where} is not a local folder and cannot be loaded from the Hub"):
         try:
-            folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1], optional))
+            folder = within(DECISION_SECONDS, lambda: fetch(repo, revision, names[:1]))
             within(DOWNLOAD_SECONDS, lambda: fetch(repo, folder.name, names))
         except NOT_THERE:
             raise
@@ -72,17 +72,12 @@ def download(where: str, names: tuple[str, ...], optional: tuple[str, ...] = ())
     return folder, f"{repo}@{folder.name}"
 
 
-def fetch(
-    repo: str, revision: str, names: tuple[str, ...], optional: tuple[str, ...] = (), offline: bool = False
-) -> Path:
+def fetch(repo: str, revision: str, names: tuple[str, ...], offline: bool = False) -> Path:
     """Download these files of one commit; returns the cached folder. Cached files need no request."""
     named = revision or constants.DEFAULT_REVISION  # some mirrors have no default branch
     commit = HfApi().resolve_revision(repo, revision=named, local_files_only=offline).resolved
     paths = [hf_hub_download(repo, name, revision=commit, local_files_only=offline) for name in names]
-    for name in optional:
-        with suppress(RemoteEntryNotFoundError):
-            hf_hub_download(repo, name, revision=commit)
-    return Path(paths[0].removesuffix(names[0]))
+    return Path(paths[0]).parents[names[0].count("/")]
 
 
 def forget(folder: Path, names: tuple[str, ...]) -> None:

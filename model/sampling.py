@@ -17,7 +17,7 @@ from model.dit import DiT
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 50, 5, 2**31 - 1
 MAX_NUMBER = 16  # digits of a number to write
-MAX_CLASSES = 1000  # characters of a list of classes
+MAX_CLASSES_TEXT = 1000  # characters of a list of classes
 MNIST_HISTOGRAM = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)  # label counts of the training set
 STEP_COUNTS = (1, 2, 4, 8, 16, 32)  # in the comparison of steps
 Turn = Callable[[], AbstractContextManager]
@@ -85,9 +85,9 @@ def parse_labels(text: str, count: int, seed: int = 0, names: Sequence[str] = im
 
     Raises ValueError for an unknown class.
     """
-    if not isinstance(text, str) or len(text) > MAX_CLASSES:
+    if not isinstance(text, str) or len(text) > MAX_CLASSES_TEXT:
         raise ValueError(
-            f"classes must be a string such as 0-9 of at most {MAX_CLASSES} characters, not {check.shown(text)}"
+            f"classes must be a string such as 0-9 of at most {MAX_CLASSES_TEXT} characters, not {check.shown(text)}"
         )
     if text == "mnist" and tuple(names[:10]) == images.CLASSES[:10]:
         share = torch.tensor(MNIST_HISTOGRAM, dtype=torch.float64) / sum(MNIST_HISTOGRAM)

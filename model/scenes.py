@@ -15,7 +15,7 @@ from model.dit import DiT
 from model.sampling import SamplingConfig, Turn, states
 
 PLANES = Path(__file__).parent / "page" / "plane.json"  # written by `python -m training.measure.plane`
-STEP_COUNTS = (1, 4, 20)  # of the paths
+PATH_STEPS = (1, 4, 20)  # of the paths
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def paths(
     plane: Plane,
     turn: Turn = nullcontext,
 ) -> dict:
-    """One path per seed through a plane, for each of `STEP_COUNTS`: the data of `<digit-paths>`.
+    """One path per seed through a plane, for each of `PATH_STEPS`: the data of `<digit-paths>`.
 
     Where `network` is a flow map with its `teacher`, the paths are the teacher's, and the last run is one jump of the
     map. A run has the `kind` of its network; its `steps`; `path` `[steps + 1, N, 2]`, the positions of x_t; `aims`
     `[steps, N, 2]`, those of the images predicted there; and `pixels`, the final digits `[N, 28, 28]`.
     """
     walker = teacher or network
-    drawn = [(walker, steps) for steps in STEP_COUNTS] + [(network, 1)] * (teacher is not None)
+    drawn = [(walker, steps) for steps in PATH_STEPS] + [(network, 1)] * (teacher is not None)
 
     def project(x: torch.Tensor) -> list:
         where = plane.project(x.squeeze(1) * network.pixel_std + network.pixel_mean)

@@ -29,8 +29,7 @@ from model.sampling import SamplingConfig
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, TENSORS, METRICS, SAMPLING = "config.json", "model.safetensors", "metrics.json", "sampling.json"
-FILES = (CONFIG, METRICS, TENSORS)  # of every repository; `sampling.json` is optional
-MOVED = {"time_shift": "time_shift", "default_guidance": "guidance"}  # in config.json before there was a sampling.json
+FILES = (CONFIG, METRICS, TENSORS)  # required with SAMPLING
 KINDS = {network.kind: network for network in (DiT, FlowMap)}  # `kind` in config.json; a velocity network needs none
 TEACHER = "teacher"  # in the folder of a flow map: the weights that it was distilled from
 TEACHER_FROM = 9  # from this number of steps on, the teacher draws better
@@ -143,14 +142,17 @@ def load_or_bundled(where: str | None = None, device: torch.device | str = "cpu"
 
 def read(folder: Path) -> Weights:
     """Read a folder of weights; checks file names, types, hash, tensor shapes, and that all numbers are finite."""
-    for name in (CONFIG, TENSORS):
+    for name in (CONFIG, SAMPLING, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}, so it is not a folder of weights")
     config, metrics = read_json(folder / CONFIG), read_metrics(folder / METRICS)
     expected = metrics.get("sha256", {}).get(TENSORS)
     if expected and sha256(folder / TENSORS) != expected:
         raise damaged(folder / TENSORS, f"damaged: its sha256 differs from the one in {METRICS}")
-    sampling = read_sampling(folder, {new: config.pop(old) for old, new in MOVED.items() if old in config})
+    try:
+        sampling = SamplingConfig(**read_json(folder / SAMPLING))
+    except TypeError:
+        raise ValueError(f"{folder / SAMPLING} may contain only {', '.join(asdict(SamplingConfig()))}") from None
     if config.get("kind", DiT.kind) not in KINDS:
         raise ValueError(
             f"{folder / CONFIG}: kind must be one of {', '.join(KINDS)}, not {check.shown(config['kind'])}"
@@ -236,15 +238,6 @@ def damaged(path: Path, how: str) -> ValueError:
     return ValueError(f"{path} is {how}; download or train it again")
 
 
-def read_sampling(folder: Path, older: dict) -> SamplingConfig:
-    """The sampling defaults of a folder; `older` holds those of a config.json from before there was a sampling.json."""
-    path = folder / SAMPLING
-    try:
-        return SamplingConfig(**(read_json(path) if path.is_file() else older))
-    except TypeError:
-        raise ValueError(f"{path} may contain only {', '.join(asdict(SamplingConfig()))}") from None
-
-
 def build(path: Path, config: dict) -> DiT:
     """Build the network of a config and check that its tensors are exactly those in the file's header, without loading
     them.
@@ -305,10 +298,10 @@ def download(where: str) -> tuple[Path, str]:
 
     Raises OSError with a one-sentence message.
     """
-    return hub.download(where, FILES, optional=(SAMPLING,))
+    return hub.download(where, (*FILES, SAMPLING))
 
 
 def download_teacher(source: str) -> None:
     """Download the teacher of the flow map `USER/NAME@commit` into its cached folder, if one is available."""
     with contextlib.suppress(OSError):
-        hub.download(source, OF_TEACHER[:-1], optional=OF_TEACHER[-1:])
+        hub.download(source, OF_TEACHER)

@@ -90,13 +90,13 @@ class Linear {
 }
 
 // Cosines and signed sines for 2-D rotary positions, [2, side², d]: half of the angles grow with the token's row.
-function rotaryTable(memory, side, d, theta = 100) {
+function rotaryTable(memory, side, d) {
     const tokens = side * side, address = memory.take(2 * tokens * d);
     const [cosine, sine] = [0, 1].map(i => memory.at(address + i * tokens * d * FLOAT, tokens * d));
     for (let token = 0; token < tokens; token++)
         for (let i = 0; i < d / 2; i++) {
             const position = i < d / 4 ? Math.floor(token / side) : token % side;
-            const angle = position * theta ** ((-4 * (i % (d / 4))) / d);
+            const angle = position * 100 ** ((-4 * (i % (d / 4))) / d);
             const at = token * d + i;
             cosine[at] = cosine[at + d / 2] = Math.cos(angle);
             sine[at] = -Math.sin(angle);

@@ -103,7 +103,6 @@ def write_weights(loaded: weights.Weights, folder: Path) -> Path:
     if sha256(kept / weights.TENSORS) != loaded.metrics.get("sha256", {}).get(weights.TENSORS, digest):
         raise ValueError(f"{source / weights.TENSORS} changed while it was read; try again")
     config = weights.read_json(source / weights.CONFIG)
-    config = {name: value for name, value in config.items() if name not in weights.MOVED}
     texts = {
         weights.CONFIG: config,
         weights.SAMPLING: asdict(loaded.sampling),

@@ -10,7 +10,6 @@ export const KINDS = {velocity: DiT, "flow map": FlowMap}; // by `kind` in confi
 const NETWORK = {kind: "velocity", width: 256, depth: 3, heads: 4, patch: 2, classes: 12};
 Object.assign(NETWORK, {pixel_mean: 0.5, pixel_std: 0.3081});
 const DRAWING = {steps: 20, guidance: 1, time_shift: 1.63206};
-const MOVED = {time_shift: "time_shift", default_guidance: "guidance"}; // from config.json to sampling.json
 const CLASSES = [..."0123456789", "black", "white"];
 const MAX_SIZE = 2 ** 24; // depth · width², as in dit.py
 const MAX_HEADER = 1_000_000; // bytes
@@ -26,7 +25,7 @@ export async function load(folder, report) {
         const response = await fetch(url, {signal: stop.signal}).catch(() => {
             throw new Error(`${url} cannot be reached; check the address and the connection`);
         });
-        if (response.status === 404 && [SAMPLING, METRICS].includes(name)) return new Response("{}");
+        if (response.status === 404 && name === METRICS) return new Response("{}");
         if (!response.ok) throw new Error(`${url} cannot be loaded: the server answered ${response.status}`);
         return response;
     };
@@ -87,10 +86,9 @@ async function checkHash(bytes, expected) {
 
 // {config, sampling} with all their fields, checked for type and range.
 function checked(config, sampling) {
-    const network = {...NETWORK}, older = {};
+    const network = {...NETWORK};
     for (const [name, value] of Object.entries(config)) {
-        if (Object.hasOwn(MOVED, name)) older[MOVED[name]] = value;
-        else if (Object.hasOwn(NETWORK, name) || name === "class_names") network[name] = value;
+        if (Object.hasOwn(NETWORK, name) || name === "class_names") network[name] = value;
         else throw new Error(`${CONFIG} is not for this network: unknown ${check.shown(name)}`);
     }
     const {kind, width, depth, heads, patch, classes, pixel_mean, pixel_std} = network;
@@ -108,7 +106,7 @@ function checked(config, sampling) {
     if (SIZE % patch) throw new Error(`${CONFIG}: patch ${patch} does not divide ${SIZE} pixels`);
     network.class_names = checkedNames(network.class_names, classes);
 
-    const drawing = {...DRAWING, ...(Object.keys(sampling).length ? sampling : older)};
+    const drawing = {...DRAWING, ...sampling};
     const unknown = Object.keys(drawing).find(name => !Object.hasOwn(DRAWING, name));
     if (unknown) throw new Error(`${SAMPLING} may not contain ${check.shown(unknown)}`);
     check.sampling(drawing, `${SAMPLING}: `);

@@ -1,6 +1,5 @@
 """Loading from the Hub: the unmodified client, in separate processes, against the double and olah, a real mirror."""
 
-import hashlib
 import json
 import os
 import re
@@ -131,30 +130,9 @@ def test_branches_and_pull_requests(worker, hub, name, folders, revision):
     assert (drawn.source, drawn.picture) == (f"{name}@{commit}", draw(worker, folders[1]).picture)
 
 
-def older(folder: Path, **defaults: float) -> dict[str, bytes]:
-    """The same weights in the format before sampling.json, with `defaults` in config.json."""
-    old = files(folder)
-    del old["sampling.json"]
-    old["config.json"] = json.dumps({**json.loads(old["config.json"]), **defaults}).encode()
-    metrics = json.loads(old["metrics.json"])
-    metrics["sha256"]["config.json"] = hashlib.sha256(old["config.json"]).hexdigest()
-    old["metrics.json"] = json.dumps(metrics).encode()
-    return old
-
-
 def test_sampling_defaults_come_from_sampling_json(worker, hub, name, folders):
     hub.model(name, files(folders[0]) | {"sampling.json": b'{"steps": 4, "guidance": 3.0, "time_shift": 0.5}'})
     assert draw(worker, name).sampling == {"steps": 4, "guidance": 3.0, "time_shift": 0.5}
-
-
-def test_sampling_defaults_of_an_older_repository_come_from_config_json(worker, hub, name, folders):
-    hub.model(name, older(folders[0], time_shift=1.25, default_guidance=3.5))
-    drawn = draw(worker, name)
-    assert drawn.sampling == {"steps": 20, "guidance": 3.5, "time_shift": 1.25}
-    assert "GET " + f"/{name}/resolve/{drawn.source.partition('@')[2]}/model.safetensors" in hub.log
-    hub.faults = [Fault(".*", "hang")]
-    for where in (name, drawn.source):  # from the cache, which has no sampling.json
-        assert draw(worker, where, limits=IMPATIENT) == drawn
 
 
 def test_weights_are_not_used_while_their_sampling_defaults_are_out_of_reach(worker, hub, name, folders):
@@ -242,6 +220,7 @@ COLD = {
     "wrong commit": (whole(), "@" + "0" * 40, "hf_writer", "has no such revision"),
     "unknown token": (whole(), "", "hf_stranger", "the token is not valid"),
     "no config": (without("config.json"), "", "", "it has no config.json"),
+    "no sampling defaults": (without("sampling.json"), "", "", "it has no sampling.json"),
     "no tensors": (without("model.safetensors"), "", "", "it has no model.safetensors"),
     "no hashes": (without("metrics.json"), "", "", "it has no metrics.json"),
     "too many requests": (faulty("GET", Refusal(429, **{"Retry-After": "41"})), "", "", "try again in 41 seconds"),

@@ -69,9 +69,6 @@ class GaussianTeacher(torch.nn.Module):
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(()))
 
-    def with_cached_modulations(self, times):
-        return self
-
     def forward(self, x, t, labels):
         factor = torch.where(labels == self.null_label, 2.0, 1.0).view(-1, 1, 1, 1)
         return factor * gaussian_velocity(x, t.view(-1, 1, 1, 1) if isinstance(t, torch.Tensor) else t)
@@ -95,15 +92,6 @@ def test_swapped_times_give_something_else(flow_map, inputs):
     swapped = {**inputs, "t": inputs["s"], "s": inputs["t"]}
     differs = (flow_map(**inputs) - flow_map(**swapped)).abs().amax((1, 2, 3)) > 1e-3
     assert differs.tolist() == [True, True, False, True, True, True]  # except where s = t
-
-
-def test_cached_modulations_are_those_of_the_forward_pass(flow_map, inputs):
-    moments = [(0.8, 0.3, 2.0), (0.8, 0.0, 2.0), (0.8, 0.3, 1.0)]
-    cached = flow_map.with_cached_modulations(moments)
-    for moment in moments:
-        t, s, w = (torch.full((6,), value) for value in moment)
-        expected = flow_map(inputs["x"], t, s, inputs["labels"], w)
-        torch.testing.assert_close(cached(inputs["x"], moment, inputs["labels"]), expected)
 
 
 def test_map_of_a_map_is_refused(flow_map):

@@ -359,3 +359,11 @@ def test_a_failed_drawing_leaves_the_old_file(small_weights, tmp_path, capsys, m
     assert "the disk is full" in error
     assert out.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.png", "weights"]
+
+
+@pytest.mark.parametrize(("asked", "digits"), [([], "0,1,2,3,4,5,6,7,8,9"), (["--labels", "3,5"], "3,5")])
+def test_a_picture_records_its_classes_even_if_none_were_requested(small_weights, tmp_path, capsys, asked, digits):
+    out = tmp_path / "digits.png"
+    assert run(capsys, "--weights", small_weights, "--count", 2, "--steps", 1, "--out", out, *asked)[0] == 0
+    comment = f"{digits}: seed 0, steps 1, guidance 1.0, time_shift 1.63206"
+    assert Image.open(out).text == {"Comment": comment}

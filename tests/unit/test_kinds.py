@@ -28,7 +28,7 @@ NOTE = "Drawn at guidance 1: this network does not support values between 0 and 
 def _float32_and_few_steps(monkeypatch):
     monkeypatch.setattr(weights, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(sampling, "STEP_COUNTS", (1, 4))
-    monkeypatch.setattr(scenes, "STEP_COUNTS", (1, 4))
+    monkeypatch.setattr(scenes, "PATH_STEPS", (1, 4))
 
 
 def unpacked(text: str) -> torch.Tensor:

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import weights
-from model.common import sha256
 from model.dit import DiT
 from model.sampling import SamplingConfig
 
@@ -25,6 +24,11 @@ def flip_byte(folder, name="model.safetensors", place=-100):
     data = bytearray((folder / name).read_bytes())
     data[place] ^= 1
     (folder / name).write_bytes(data)
+
+
+def edit_config(folder, **changed) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
 
 
 def test_saved_weights_load_equal_up_to_float16(small, small_weights):
@@ -122,40 +126,6 @@ def test_bad_sampling_defaults_are_refused_in_one_sentence(small_weights, text, 
     assert "\n" not in str(caught.value)
 
 
-def edit_config(folder, **changed) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changed}))
-
-
-def old_config(folder, **moved) -> None:
-    """Convert a folder to the format before sampling.json: `moved` values are in config.json, with its hash."""
-    (folder / "sampling.json").unlink()
-    edit_config(folder, **moved)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics["sha256"]["config.json"] = sha256(folder / "config.json")
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-def test_sampling_defaults_in_an_old_config_are_used(small, small_weights):
-    old_config(small_weights, time_shift=3.0, default_guidance=1.5)
-    loaded = weights.load(str(small_weights))
-    assert loaded.sampling == SamplingConfig(guidance=1.5, time_shift=3.0)
-    assert loaded.network.width == small.width
-    (small_weights / "sampling.json").write_text('{"guidance": 2}')
-    assert weights.load(str(small_weights)).sampling == SamplingConfig(guidance=2.0)  # the newer file wins
-
-
-def test_a_folder_without_any_sampling_defaults_has_the_usual_ones(small_weights):
-    old_config(small_weights)
-    assert weights.load(str(small_weights)).sampling == SamplingConfig()
-
-
-def test_a_bad_value_in_an_old_config_is_refused(small_weights):
-    old_config(small_weights, default_guidance=-1.0)
-    with pytest.raises(ValueError, match="guidance must be a number from 0 to 5, not -1"):
-        weights.load(str(small_weights))
-
-
 # ---- choice of weights
 
 
@@ -213,6 +183,7 @@ DAMAGE = {
     ),
     "a configuration that is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "no sampling defaults": (lambda folder: (folder / "sampling.json").unlink(), "has no sampling.json"),
     "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
 }
 

@@ -381,6 +381,7 @@ def test_damaged_tensors_are_refused_in_one_sentence(page, site, folder, edit, s
     ("name", "text", "sentence"),
     [
         ("config.json", None, "config.json cannot be loaded: the server answered 404"),
+        ("sampling.json", None, "sampling.json cannot be loaded: the server answered 404"),
         ("config.json", "[]", "config.json of the weights is not a JSON object"),
         ("metrics.json", "{", "metrics.json of the weights is not a JSON object"),
         ("config.json", json.dumps({**CONFIG, "experts": 8}), 'config.json is not for this network: unknown "experts"'),
@@ -432,17 +433,15 @@ def test_a_connection_that_breaks_is_said(page, site, folder, monkeypatch):
 
 
 def test_settings_have_the_defaults_of_python(page, site, folder):
-    """Without sampling.json and metrics.json, and with the time shift in config.json, as in older weights."""
-    (folder / "config.json").write_text(
-        json.dumps({**CONFIG, "time_shift": 2, "default_guidance": 3}), encoding="utf-8"
-    )
-    for name in ("sampling.json", "metrics.json"):
-        (folder / name).unlink()
+    """Those left out of config.json and sampling.json; metrics.json may be missing."""
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    (folder / "sampling.json").write_text("{}", encoding="utf-8")
+    (folder / "metrics.json").unlink()
     *progress, answer = ask(page, {"kind": "load", "weights": f"{site[1]}/small/"})
     known = inspect.signature(DiT).parameters.keys() - {name for name, _ in weights.UNWRITTEN}  # these are refused
     defaults = {name: inspect.signature(DiT).parameters[name].default for name in known}
     assert answer["config"] == {"kind": "velocity", **defaults, **CONFIG, "class_names": list(images.CLASSES)}
-    assert answer["sampling"] == asdict(SamplingConfig(guidance=3, time_shift=2))
+    assert answer["sampling"] == asdict(SamplingConfig())
     size = sum(2 * tensor.numel() for tensor in load_file(folder / TENSORS).values())
     assert {part["total"] for part in progress} == {size}
     assert progress[-1]["got"] == size

@@ -15,7 +15,7 @@ from model.dit import DiT
 from model.sampling import SamplingConfig, Turn, states
 
 PLANES = Path(__file__).parent / "page" / "plane.json"  # written by `python -m training.measure.plane`
-PATH_STEPS = (1, 4, 20)  # of the paths
+PATH_STEPS = (1, 4, 20)
 
 
 @dataclass(frozen=True)

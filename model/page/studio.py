@@ -96,8 +96,8 @@ class Studio:
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
         self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
-        on_device = (self.whole, self.film, self.both, self.batches, self.compared)
-        self.whole, self.film, self.both, self.batches, self.compared = map(on_gpu, on_device)
+        on_device = (self.whole, self.film, self.paths, self.batches, self.columns)
+        self.whole, self.film, self.paths, self.batches, self.columns = map(on_gpu, on_device)
 
     # ---- taking turns
 
@@ -120,7 +120,7 @@ class Studio:
             with self.wanted():
                 yield chunk
 
-    # ---- runs on the GPU, with validated values: a function of `sampling` or `scenes` and its arguments
+    # ---- runs on the GPU, with validated values
 
     def whole(self, function, *values):
         with self.turn():
@@ -129,14 +129,14 @@ class Studio:
     def film(self, function, *values):
         return function(self.network_for(values), *values, self.turn)
 
-    def both(self, function, *values):
-        return function(self.network, self.teacher, *values, self.turn)
+    def paths(self, *values):
+        return scenes.paths(self.network, self.teacher, *values, self.turn)
 
-    def batches(self, function, *values):
-        yield from function(self.network_for(values), *values, self.turn)
+    def batches(self, *values):
+        yield from sampling.draw(self.network_for(values), *values, self.turn)
 
-    def compared(self, configs, labels, seed):
-        """Compare steps with the page's network, or, for two `configs`, with its teacher and then with itself."""
+    def columns(self, configs, labels, seed):
+        """The comparison of steps with the page's network, or, for two `configs`, with its teacher and then itself."""
         networks = [self.teacher, self.network][-len(configs) :]
         yield from sampling.compare_steps(list(zip(networks, configs, strict=True)), labels, seed, self.turn)
 
@@ -166,14 +166,14 @@ class Studio:
     def compare_steps(self, digit, seed, *configs):
         """The columns of the comparison of steps, for one class or "all" ten."""
         labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
-        yield from self.while_wanted(self.compared(configs, labels, sampling.check_seed(seed)))
+        yield from self.while_wanted(self.columns(configs, labels, sampling.check_seed(seed)))
 
     def labels(self, classes, count):
         return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)
 
     def draw_sheet(self, labels, seed, config):
         seed = sampling.check_seed(seed, len(labels))
-        yield from self.while_wanted(self.batches(sampling.draw, labels, seed, config))
+        yield from self.while_wanted(self.batches(labels, seed, config))
 
     def change(self, digit, other, seed, at, config):
         check.whole("number of times", len(at), 1, MAX_ROW)
@@ -312,7 +312,7 @@ class Studio:
                 return {"digits": []}
             seeds = [(sampling.check_seed(seed) + i) % (sampling.MAX_SEED + 1) for i in range(PATHS)]
             config = (self.loaded.teacher or self.loaded).shifted(self.how(1, guidance))  # a jump has no grid
-            return self.both(scenes.paths, self.label(digit).item(), seeds, config, self.planes[digit])
+            return self.paths(self.label(digit).item(), seeds, config, self.planes[digit])
         return pictures.KEEP
 
     def styles_tab(self, subject):

@@ -225,6 +225,16 @@ def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
     assert (found[~still] + exact[~still]).abs().mean() > 0.3  # a wrong sign would be far off
 
 
+def test_consistency_of_a_map_that_stays_in_place_is_the_teachers_leg(inputs):
+    """With an exact map, the target is the same for every leg, even for none."""
+    inputs["labels"].fill_(3)
+    found = Consistency(lambda x, *_: 0 * x, GaussianTeacher(), 1.63, None).target(**inputs)
+    t, s, w = (inputs[name].view(-1, 1, 1, 1) for name in ("t", "s", "guidance"))
+    m = torch.maximum(s, t - LEG)
+    v = (2 - w) * gaussian_velocity(inputs["x"], (t + m) / 2)
+    torch.testing.assert_close(found, torch.where(m > s, LEG / (t - s) * v, v))
+
+
 def test_jumps_cover_all_times_and_guidance_scales():
     pixels, labels = torch.zeros(2000, 28, 28, dtype=torch.uint8), torch.arange(2000) % 10
     batches = Batches(pixels, labels, 1000, 0.1, 12, 0, torch.device("cpu"))

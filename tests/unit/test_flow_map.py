@@ -18,6 +18,7 @@ from training.config import DistillConfig
 from training.consistency import LEG, Consistency
 from training.data import Batches
 from training.distill import main
+from training.run_folder import RunFolder
 
 SIGMA = 0.5  # standard deviation of the Gaussian images
 TIMES = flow.time_grid(4, 1.63)
@@ -302,6 +303,12 @@ def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weight
     assert found.network.embed_step.mlp[2].weight.abs().max() > 0
     lines = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_map_is_trained_with_the_time_shift_of_its_teacher(small_weights, root, tmp_path):
+    options = {"teacher": str(small_weights), "data_root": root, "device": "cpu", "batch": 64, "compile": False}
+    run = distillation.Distiller.fresh(options, RunFolder(tmp_path / "run"), "full")
+    assert run.batches.time_shift == SamplingConfig().time_shift != run.sampling.time_shift
 
 
 def test_another_teacher_is_refused_on_resume(distil, small_weights, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The trainer: objective, batches, configuration, and full runs on a tiny network and data set."""
 
 import argparse
+import copy
 import json
 import math
 import shlex
@@ -14,7 +15,7 @@ from torch import nn
 
 from model import common, flow, images, weights
 from model.dit import DiT
-from model.sampling import MNIST_HISTOGRAM, SamplingConfig, states
+from model.sampling import MNIST_HISTOGRAM, SamplingConfig, draw_film, states
 from tests.conftest import TINY
 from tests.recovery.kills import equal, flat
 from training import checkpoint, data, trainer
@@ -202,6 +203,45 @@ def test_moving_average_has_its_half_life(options, steps, remaining):
 )
 def test_learning_rate_warms_up_stays_and_decays(config, rates):
     assert {step: learning_rate(step, 72_600, config) for step in rates} == pytest.approx(rates)
+
+
+# ---- the trainer
+
+
+def test_steps_of_a_run_are_those_of_its_recipe(root, tmp_path):
+    """The gradients are clipped to about the epsilon of AdamW, which is otherwise invariant to their scale."""
+    recipe = {"clip": 1e-6, "beta2": 0.5, "weight_decay": 1.0, "label_drop": 1.0, "ema_ramp": 1.0}
+    config = Config(**TINY, data_root=root, **recipe)
+    run = Trainer(config, RunFolder(tmp_path))
+    network, average = copy.deepcopy(run.network), copy.deepcopy(run.ema)
+    loss_of = make_loss(network, config, CPU)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.5), weight_decay=1.0)
+    for step in range(3):
+        batch = run.batches.at(step)
+        assert (batch.labels == network.null_label).all()
+        loss_of(*batch).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1e-6)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, run.total, config)
+        optimizer.step()
+        optimizer.zero_grad()
+        for old, new in zip(average.parameters(), network.parameters(), strict=True):
+            old.data.lerp_(new.data, 1 - 0.5 ** (1 / (step + 1)))  # the half-life is all images seen
+        run.advance()
+    for found, expected in ((run.network, network), (run.ema, average)):
+        torch.testing.assert_close(found.state_dict(), expected.state_dict())
+
+
+def test_previews_and_kept_weights_are_of_the_average(root, tmp_path, monkeypatch):
+    run, shown = Trainer(Config(**TINY, data_root=root, keep_weights=True), RunFolder(tmp_path)), []
+    for parameter in run.ema.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    monkeypatch.setattr(run.folder, "save_preview", lambda step, pixels: shown.append(pixels))
+    run.record_start()
+    run.step = 1
+    run.preview()
+    assert torch.equal(shown[0], draw_film(run.ema, torch.arange(12), [0] * 12, run.sampling).digits)
+    kept, average = weights.read(tmp_path / "kept/0000001").network.state_dict(), run.ema.state_dict()
+    assert all(torch.equal(tensor, average[name].half().float()) for name, tensor in kept.items())
 
 
 # ---- the configuration

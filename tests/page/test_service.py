@@ -39,11 +39,11 @@ def client(page_url):
 
 def test_draw_endpoint(client, bundled):
     rows = client.predict(digit="7", seed=5, steps=4, guidance=1.5, api_name="/draw")
-    assert close(rows, digit(bundled, 7, 5, 4, 1.5))
+    assert close(rows, digit(bundled, 7, 5, 4, 1.5, film=False))
 
 
 def test_a_digit_may_be_a_number(client, bundled):
-    assert close(client.predict(digit=7, seed=5, steps=4, api_name="/draw"), digit(bundled, 7, 5, 4))
+    assert close(client.predict(digit=7, seed=5, steps=4, api_name="/draw"), digit(bundled, 7, 5, 4, film=False))
 
 
 def test_endpoints_of_the_experiments(client, bundled):
@@ -60,13 +60,13 @@ def test_endpoints_of_the_experiments(client, bundled):
 def test_steps_endpoint(client, bundled):
     found = client.predict(digit="3", seed=5, api_name="/steps")
     assert list(found) == ["1", "2", "4", "8", "16", "32"]
-    assert close(found["8"][0], digit(bundled, 3, 5, 8))
+    assert close(found["8"][0], digit(bundled, 3, 5, 8, film=False))
 
 
 def test_sheet_endpoint(client, bundled):
     found = client.predict(classes="3,white", count=4, seed=5, steps=3, api_name="/sheet")
     assert found["labels"] == [3, 11, 3, 11]
-    assert close(found["images"][2], digit(bundled, 3, 7, 3))
+    assert close(found["images"][2], digit(bundled, 3, 7, 3, film=False))
 
 
 BAD = [
@@ -148,7 +148,7 @@ CALLS = 4  # per visitor
 def test_forty_visitors_at_once(tmp_path, bundled):
     """Every visitor gets the picture of their seed, every bad request an error message, and a flood only the places of
     the queue. A second round needs no more memory."""
-    expected = {seed: digit(bundled, seed % 10, seed, 2, 1.0) for seed in range(20)}
+    expected = {seed: digit(bundled, seed % 10, seed, 2, 1.0, film=False) for seed in range(20)}
     outcomes = []
 
     bad = (

@@ -405,6 +405,24 @@ def test_the_figures_of_samples_are_written_beside_them(toy, tmp_path, capsys):
     assert (path.parent / "metrics.json").read_bytes() == before
 
 
+def test_training_images_are_copies_and_real_test_images_are_not(toy, tmp_path):
+    pixels, labels = data.load("mnist", "")
+    np.savez(tmp_path / "copied.npz", images=pixels, labels=labels)
+    assert evaluate.main(["--samples", str(tmp_path / "copied.npz"), "--device", "cpu"]) == 0
+    row = read(tmp_path)["evaluation"]
+    assert row["drawn"]["copies"] == 1
+    assert row["real"]["copies"] < 0.1
+
+
+def test_cas_of_wrong_labels_is_low_and_that_of_real_digits_is_high(toy, monkeypatch):
+    monkeypatch.setattr(references, "CAS_STEPS", 100)
+    monkeypatch.setattr(extractor, "BATCH", 32)
+    reference = Reference(CPU, "")
+    drawn, real = reference.cas(reference.train, (reference.train_labels + 1) % 10)
+    assert drawn["cas"] < 0.1
+    assert real["cas"] > 0.9
+
+
 def test_a_sorted_file_is_measured_in_the_proportions_of_the_training_set(tmp_path):
     labels = torch.arange(10).repeat_interleave(100)
     pixels = labels.to(torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)

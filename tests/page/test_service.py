@@ -384,6 +384,15 @@ def test_a_link_is_clamped_never_an_error(query, expected):
     assert tuple(studio.from_link(query, start).values()) == expected
 
 
+def test_a_drawing_that_nobody_waits_for_stops_within_a_batch(small, monkeypatch):
+    steps = counted(monkeypatch, "draw")
+    loaded = weights.Weights(small.requires_grad_(False), SamplingConfig(), "here", {})
+    drawing = studio.Studio(loaded, listened=lambda: len(steps) < 3)
+    with pytest.raises(ValueError, match="nobody is waiting"):
+        drawing.sheet_api("7", 5, 1, 20, 1.0)
+    assert len(steps) == 3
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -59,16 +59,6 @@ def test_the_unit_of_the_features_is_their_spread_over_the_training_set(referenc
     assert reference.train_features.var(0).mean().item() == pytest.approx(1, rel=1e-2)
 
 
-def test_torchmetrics_accepts_the_extractor_itself(reference):
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(feature=reference.extractor)
-    metric.update(reference.train[:500], real=True)
-    metric.update(reference.test[:500], real=False)
-    expected = metrics.frechet(reference.test_features[:500], reference.train_features[:500])
-    assert metric.compute().item() == pytest.approx(expected, rel=1e-3)
-
-
 def test_real_digits_measure_like_real_digits(reference, real):
     drawn, floor = reference.compare(*real)
     assert 0.5 < drawn["fd_ratio"] < 2

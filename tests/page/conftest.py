@@ -77,7 +77,6 @@ class Visit:
             }}""",
             arg=[str(digit), seed, steps],
         )
-        self.settle()
         return self.pixels()
 
     def pixels(self, canvas: str = "#film .digits-large") -> np.ndarray:

@@ -380,7 +380,7 @@ def test_the_uploaded_files_alone_draw_with_the_published_weights(worker, hub, f
     with page(tmp_path / "space", **variables) as client:
         drawn = client.predict("7", 5, api_name="/draw")
         served = urlopen(client.src, timeout=60).read().decode()
-    loaded = weights.read(folders[0])
+    loaded = weights.load(str(folders[0]))
     assert close(drawn, next(sampling.draw(loaded.network, torch.tensor([7]), 5, loaded.sampling))[0])
     for name in ("page.css", "page.js", "film.js"):
         assert sent[f"model/page/{name}"].decode() in client.config["head"]

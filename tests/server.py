@@ -30,8 +30,11 @@ def wait_until(ready, seconds: float, what: str):
 
 
 def close(a, b) -> bool:
-    """Whether images are equal up to rounding: bfloat16 products depend on batch size and thread count."""
-    return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean() <= 2
+    """Whether images are equal up to rounding: bfloat16 products depend on batch size and thread count.
+
+    Rounding changes the mean by about 0.02, a lost step of four by about 1.
+    """
+    return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean() <= 0.25
 
 
 def memory_of(process: subprocess.Popen) -> float:

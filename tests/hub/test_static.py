@@ -2,16 +2,12 @@
 
 import re
 
-import numpy as np
-import torch
 import yaml
-from playwright.sync_api import expect
 
-from model import sampling, weights
+from model.web import site
 from tests.hub.double import Repository
 from tests.hub.test_publish import PUBLISH, publish, published, there
 from tests.hub.worker import SECRET, assert_sentence
-from tests.server import serve_files
 
 STATIC = ("static", "me/page")
 
@@ -68,10 +64,15 @@ def test_again_it_changes_nothing_and_other_weights_replace_the_older_ones(worke
     assert (sent["notes.txt"], sent["weights-notes.txt"]) == (b"of the owner", b"too")
 
 
-def test_weights_from_the_hub_are_named_in_the_card_and_on_the_page(worker, hub, folders):
+def test_weights_from_the_hub_are_named_in_the_card_and_on_the_page(worker, hub, folders, tmp_path):
     commit = there(hub, folders[0]).refs["main"]
     publish(worker, *STATIC, "--weights", "me/there")
     sent = published(hub, "me/page", "space")
+    site.export(str(folders[0]), tmp_path)
+    exported = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(sent) == {"README.md", *exported}
+    same = exported.keys() - {"index.html", "picture.png", "icon.png"}  # these name their source, or are drawn anew
+    assert [name for name in same if sent[name] != exported[name].read_bytes()] == []
     assert card(sent)["models"] == ["me/there"]
     assert f'"source": "me/there@{commit}"'.encode() in sent["index.html"]
 
@@ -87,27 +88,3 @@ def test_a_space_of_another_kind_is_left_alone(worker, hub):
     before = dict(space.refs)
     assert_sentence(publish(worker, *STATIC), PUBLISH, "me/page is a Space of another kind (gradio)")
     assert space.refs == before
-
-
-def test_weights_that_cannot_be_loaded_are_one_sentence(worker, hub):
-    assert_sentence(publish(worker, *STATIC, "--weights", "nowhere"), PUBLISH, "nowhere is neither a folder nor")
-    assert hub.log == []
-
-
-def test_the_published_files_alone_draw_in_a_browser(worker, hub, folders, chromium, tmp_path):
-    there(hub, folders[1])
-    publish(worker, *STATIC, "--weights", "me/there")
-    for name, content in published(hub, "me/page", "space").items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    page = chromium.new_page()
-    with serve_files(tmp_path) as address:
-        page.goto(f"{address}/?digit=4&seed=8&steps=5")
-        expect(page.locator("#news")).to_contain_text("A 4, drawn in 5 steps", timeout=60_000)
-        drawn = page.evaluate("Array.from(document.getElementById('film').film.noisy.slice(-784))")
-    page.close()
-    loaded = weights.load(str(folders[1]), dtype=torch.float32)
-    config = loaded.sampling.updated(steps=5)
-    wanted = next(sampling.draw(loaded.network, torch.tensor([4]), 8, config))[0].numpy().astype(int)
-    assert np.abs(np.array(drawn).reshape(28, 28) - wanted).max() <= 1
-    assert len(np.unique(wanted)) > 10

@@ -1,6 +1,6 @@
 """Kill a training run at random moments, resume it each time, and compare it with an uninterrupted run.
 
-`python -m tests.recovery.kills 20`
+`python -m tests.recovery.kills 20`, with --compile for a compiled one
 """
 
 import os
@@ -112,7 +112,9 @@ def compare(count: int, options: list[str], folder: Path) -> tuple[list[str], li
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        wrong, steps = compare(int(sys.argv[1]), [f"--data-root={ROOT / 'data'}", "--no-compile"], Path(folder))
+        wrong, steps = compare(
+            int(sys.argv[1]), [f"--data-root={ROOT / 'data'}", "--no-compile", *sys.argv[2:]], Path(folder)
+        )
     print(f"Resumed from steps {', '.join(map(str, steps))}.")
     print(
         "Differs: " + ", ".join(wrong)

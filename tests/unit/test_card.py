@@ -161,6 +161,9 @@ def test_the_card_of_initialized_weights_shows_both_trainings(folder):
         ("python -m training.train --lr 0.001 --beta2 0.99", True),
         ("python -m training.train --lr 0.001 --ema-also 2000000,100000", True),  # of an earlier version
         ("python -m training.train --lr 0.002 --ema-also 2000000,100000", False),
+        ("python -m training.train --epochs many", False),
+        ("python -m training.train --epochs", False),
+        ('"', False),
         ("", False),
     ],
 )

@@ -24,9 +24,3 @@ def test_threads_keep_to_the_quota_of_a_container(tmp_path, monkeypatch, quota, 
 def test_a_device_that_is_not_there_is_one_sentence():
     with pytest.raises(ValueError, match="device 'abacus' is not available here"):
         device.pick("abacus")
-
-
-@pytest.mark.parametrize(("threads", "words"), [(1, ", 1 thread"), (2, ", 2 threads")])
-def test_the_threads_of_a_processor_are_told(monkeypatch, threads, words):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert device.described(torch.device("cpu")).endswith(words)

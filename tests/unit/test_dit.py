@@ -96,11 +96,6 @@ def test_position_matters_in_attention(network):
     assert difference(moved, network(x, t, labels)) > 1e-3
 
 
-def test_one_time_for_all_equals_that_time_for_each(network):
-    x, _, labels = batch()
-    torch.testing.assert_close(network(x, torch.tensor([0.3]), labels), network(x, torch.full((3,), 0.3), labels))
-
-
 def test_images_of_a_batch_are_independent(network):
     x, t, labels = batch()
     torch.testing.assert_close(network(x, t, labels)[1:2], network(x[1:2], t[1:2], labels[1:2]), rtol=1e-4, atol=1e-4)

@@ -59,16 +59,6 @@ def test_the_unit_of_the_features_is_their_spread_over_the_training_set(referenc
     assert reference.train_features.var(0).mean().item() == pytest.approx(1, rel=1e-2)
 
 
-def test_torchmetrics_accepts_the_extractor_itself(reference):
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(feature=reference.extractor)
-    metric.update(reference.train[:500], real=True)
-    metric.update(reference.test[:500], real=False)
-    expected = metrics.frechet(reference.test_features[:500], reference.train_features[:500])
-    assert metric.compute().item() == pytest.approx(expected, rel=1e-3)
-
-
 def test_real_digits_measure_like_real_digits(reference, real):
     drawn, floor = reference.compare(*real)
     assert 0.5 < drawn["fd_ratio"] < 2
@@ -403,6 +393,24 @@ def test_the_figures_of_samples_are_written_beside_them(toy, tmp_path, capsys):
     np.savez(others, images=pixels, labels=labels)
     sentence(capsys, ["--samples", str(others)], "contains results for other digits than these; choose another --out")
     assert (path.parent / "metrics.json").read_bytes() == before
+
+
+def test_training_images_are_copies_and_real_test_images_are_not(toy, tmp_path):
+    pixels, labels = data.load("mnist", "")
+    np.savez(tmp_path / "copied.npz", images=pixels, labels=labels)
+    assert evaluate.main(["--samples", str(tmp_path / "copied.npz"), "--device", "cpu"]) == 0
+    row = read(tmp_path)["evaluation"]
+    assert row["drawn"]["copies"] == 1
+    assert row["real"]["copies"] < 0.1
+
+
+def test_cas_of_wrong_labels_is_low_and_that_of_real_digits_is_high(toy, monkeypatch):
+    monkeypatch.setattr(references, "CAS_STEPS", 100)
+    monkeypatch.setattr(extractor, "BATCH", 32)
+    reference = Reference(CPU, "")
+    drawn, real = reference.cas(reference.train, (reference.train_labels + 1) % 10)
+    assert drawn["cas"] < 0.1
+    assert real["cas"] > 0.9
 
 
 def test_a_sorted_file_is_measured_in_the_proportions_of_the_training_set(tmp_path):

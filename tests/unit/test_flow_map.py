@@ -18,6 +18,7 @@ from training.config import DistillConfig
 from training.consistency import LEG, Consistency
 from training.data import Batches
 from training.distill import main
+from training.run_folder import RunFolder
 
 SIGMA = 0.5  # standard deviation of the Gaussian images
 TIMES = flow.time_grid(4, 1.63)
@@ -213,6 +214,16 @@ def test_consistency_keeps_the_exact_map_up_to_the_error_of_a_short_leg(inputs):
     assert (found[~still] + exact[~still]).abs().mean() > 0.3  # a wrong sign would be far off
 
 
+def test_consistency_of_a_map_that_stays_in_place_is_the_teachers_leg(inputs):
+    """With an exact map, the target is the same for every leg, even for none."""
+    inputs["labels"].fill_(3)
+    found = Consistency(lambda x, *_: 0 * x, GaussianTeacher(), 1.63, None).target(**inputs)
+    t, s, w = (inputs[name].view(-1, 1, 1, 1) for name in ("t", "s", "guidance"))
+    m = torch.maximum(s, t - LEG)
+    v = (2 - w) * gaussian_velocity(inputs["x"], (t + m) / 2)
+    torch.testing.assert_close(found, torch.where(m > s, LEG / (t - s) * v, v))
+
+
 def test_jumps_cover_all_times_and_guidance_scales():
     pixels, labels = torch.zeros(2000, 28, 28, dtype=torch.uint8), torch.arange(2000) % 10
     batches = Batches(pixels, labels, 1000, 0.1, 12, 0, torch.device("cpu"))
@@ -280,6 +291,12 @@ def test_distillation_resumes_exactly_and_keeps_its_teacher(distil, small_weight
     assert found.network.embed_step.mlp[2].weight.abs().max() > 0
     lines = [json.loads(line) for line in (tmp_path / "runs/whole/metrics.jsonl").open()]
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_map_is_trained_with_the_time_shift_of_its_teacher(small_weights, root, tmp_path):
+    options = {"teacher": str(small_weights), "data_root": root, "device": "cpu", "batch": 64, "compile": False}
+    run = distillation.Distiller.fresh(options, RunFolder(tmp_path / "run"), "full")
+    assert run.batches.time_shift == SamplingConfig().time_shift != run.sampling.time_shift
 
 
 def test_another_teacher_is_refused_on_resume(distil, small_weights, tmp_path, capsys):

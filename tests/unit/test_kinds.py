@@ -223,10 +223,12 @@ def test_only_what_is_shown_takes_more_than_one_row_a_step(map_weights, monkeypa
     assert [of(call) for call in rows] == [4 * digits for digits in (2, 1, 8, 8, 10, 3)]
 
 
-def test_the_benchmark_draws_a_map_plainly(small_map):
+def test_the_benchmark_draws_both_kinds_plainly(small, small_map):
     labels, config = torch.arange(3), SamplingConfig(4)
-    found = torch.cat(list(draw(small_map, labels, 5, config)))
-    assert (found.int() - benchmark.plain(small_map, labels, 5, config).int()).abs().max() <= 1
+    for network in (small, small_map):
+        found = torch.cat(list(draw(network, labels, 5, config)))
+        assert (found.int() - benchmark.plain(network, labels, 5, config).int()).abs().max() <= 1
+        assert found.float().std() > 10
     x, ones = flow.noise([5, 6]), torch.ones(2)
     for t, s, guidance in ((1, 0, 1), (0.7, 0.2, 2)):
         expected = small_map(x, t * ones, s * ones, torch.tensor([3, 4]), guidance * ones)

@@ -2,9 +2,8 @@ from types import SimpleNamespace
 
 import torch
 
-from model import benchmark, sampling, speed
+from model import speed
 from model.dit import DiT
-from model.sampling import SamplingConfig
 
 
 def test_flops_are_those_counted_by_hand():
@@ -31,10 +30,3 @@ def test_seconds_is_the_shortest_of_at_least_three_runs(monkeypatch):
 
     assert speed.seconds(function, torch.device("cpu"), budget=1.0) == 2.0
     assert next(runs, None) is None
-
-
-def test_the_plain_loop_draws_the_same_digits(small):
-    labels, config = torch.arange(3), SamplingConfig(4)
-    drawn = torch.cat(list(sampling.draw(small, labels, 5, config)))
-    assert (drawn.int() - benchmark.plain(small, labels, 5, config).int()).abs().max() <= 1
-    assert drawn.float().std() > 10

@@ -42,8 +42,6 @@ class Extractor(nn.Module):
     2008.08186). Within-class variance is 8 % of the total after the sixth convolution and 30 % after the fourth.
     """
 
-    num_features = 128  # read by torchmetrics
-
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(

@@ -367,7 +367,7 @@ function few(film) {
 
 // ---- tab Numbers
 
-let written = ""; // the number in the row
+let written = ""; // the number in the row, also while it is being drawn
 
 async function writeNumber() {
     const number = field("number").value.replace(/[\s./-]/g, "");
@@ -380,9 +380,9 @@ async function writeNumber() {
         elements.row.hidden = false;
         elements.row.film = film;
     };
+    written = number;
     try {
         if (!await drawFilm(await team(), {...wanted, digits: names, seeds}, grown)) return;
-        written = number;
         sayDrawn(`${number}, drawn in ${since(began)}`, wanted);
         follow(wanted);
     } catch (error) {

@@ -62,7 +62,9 @@ class Engine {
         });
     }
 
-    stop() {
+    // Stop a drawing, if it is not an older one.
+    stop(drawing = this.drawn) {
+        if (drawing !== this.drawn) return;
         this.#drawing?.resolve(false);
         this.#drawing = null;
         this.#worker.postMessage({kind: "stop"});
@@ -121,7 +123,9 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
             onGrowth(film);
         });
     });
-    return (await Promise.all(parts)).every(Boolean) ? film : null;
+    const stop = () => parts.forEach((part, i) => engines[i].stop(part)); // or they would show the film's next states
+    const areDone = await Promise.all(parts.map(async part => await part || stop()));
+    return areDone.every(Boolean) ? film : null;
 }
 
 // ---- controls

@@ -359,6 +359,66 @@ def test_a_number_is_written_and_has_a_link(chromium, address, small):
         settle(page, "A 7", "seed 12")
 
 
+def test_a_first_number_that_was_left_is_drawn_when_its_tab_opens_again(page, small):
+    page.click("#tab-numbers")
+    page.fill("[name=steps]", "50")
+    page.fill("[name=number]", "3141592653589793")
+    page.evaluate("""async () => {
+        document.querySelector("#write button").click();
+        while (document.getElementById("row").hidden) await new Promise(requestAnimationFrame);
+        document.getElementById("tab-why").click();
+    }""")
+    settle(page, "7 from seed 67, in")
+    page.click("#tab-numbers")
+    settle(page, "3141592653589793, drawn")
+    expect(page.get_by_role("button", name="Save picture").locator("visible=true")).to_be_enabled()
+    assert_same(drawn(page, "row"), expected(small, list("3141592653589793"), range(67, 83), steps=50))
+
+
+# Hold back what the workers say about a number: all but the first states, until all have drawn it.
+HOLD = """window.held = [];
+window.Worker = class extends Worker {
+    static all = [];
+    id = 0; // of the drawing
+    isDone = false;
+    constructor(...words) {
+        super(...words);
+        Worker.all.push(this);
+    }
+    set onmessage(handler) {
+        this.addEventListener("message", event => {
+            const {kind, i, id} = event.data;
+            if (id !== this.id || kind === "state" && i < (this === Worker.all[0] ? 4 : 2)) return handler(event);
+            held.push(() => handler(event));
+            this.isDone ||= kind === "done";
+            if (Worker.all.every(({isDone}) => isDone)) document.dispatchEvent(new Event("held"));
+        });
+    }
+    postMessage(message, ports) {
+        if (message.kind === "draw" && message.labels.length === 4) this.id = message.id;
+        super.postMessage(message, ports);
+    }
+};"""
+
+
+def test_an_older_number_does_not_replace_a_newer_one(chromium, address, small):
+    with visit(chromium, address) as (page, open):
+        page.add_init_script(HOLD)
+        open()
+        settle(page)
+        page.click("#tab-numbers")
+        page.fill("[name=number]", "3141592653589793")
+        page.evaluate("""() => new Promise(resolve => {
+            document.addEventListener("held", resolve);
+            document.querySelector("#write button").click();
+        })""")
+        page.fill("[name=number]", "7")  # needs only one of the four engines
+        page.press("[name=number]", "Enter")
+        settle(page, "7, drawn")
+        page.evaluate("held.forEach(handle => handle())")
+        assert_same(drawn(page, "row"), expected(small, ["7"], [67]))
+
+
 def saved(page, button: str) -> Path:
     with page.expect_download() as download:
         page.click(button)

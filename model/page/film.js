@@ -425,7 +425,8 @@
     }
 
     window.digits ??= {};
-    Object.assign(digits, {film, bytes, link, named, alt, recipe, isMap, make, canvas, paint, cell, walk, button});
+    Object.assign(digits, {film, bytes, link, named, alt, recipe, isMap, make, canvas, paint, cell, walk, button,
+        calm});
     customElements.define("digit-film", DigitFilm);
     customElements.define("digit-row", DigitRow);
 }

@@ -20,7 +20,7 @@ SENTENCE = "A small neural network turns noise into a handwritten digit, step by
 KEEP = {"__type__": "update"}  # Gradio's empty update: no change
 PREVIEW = "/preview.png"  # the picture in previews of links
 STYLES = ("elements.css", "forms.css", "why.css", "lab.css", "page.css")
-SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
+SCRIPTS = ("files.js", "film.js", "forms.js", "sheet.js", "why.js", "lab.js", "page.js")
 
 # ---- the page around the drawings
 

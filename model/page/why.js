@@ -3,8 +3,7 @@
 
 {
     const AREA = 28 ** 2;
-    const {bytes, button, canvas, cell, isMap, make, paint} = digits;
-    const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const {bytes, button, calm, canvas, cell, isMap, make, paint} = digits;
     const image = (data, i) => data.subarray(i * AREA, (i + 1) * AREA);
     const isDigit = name => /^\d$/.test(name);
     // The requested class within a sentence: a 7, a black image.
@@ -335,9 +334,8 @@
         build() {
             this.rows = make("div", {className: "why-rows"});
             const another = button("New noise", () => {
-                const seed = Math.floor(Math.random() * 10000);
                 this.memory.asked = true;
-                this.dispatchEvent(new CustomEvent("digit-noise", {detail: {seed}, bubbles: true}));
+                this.dispatchEvent(new CustomEvent("digit-noise", {detail: {seed: digits.anySeed()}, bubbles: true}));
             });
             this.append(
                 make("h3", {}, "Same noise, ten digits"),

@@ -77,7 +77,7 @@ class Engine {
 
 let first; // the main engine
 let place; // the URL of its weights
-const helpers = []; // more engines, created on demand; one is the partner of the first
+let helpers = []; // more engines, created on demand; one is the partner of the first
 
 async function withHelpers() {
     while (helpers.length < HELPERS) helpers.push(new Engine(place));
@@ -131,7 +131,6 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
 // ---- controls
 
 const field = name => document.querySelector(`input[name=${name}]:is(:checked, [type=number], [type=text])`);
-const slider = name => document.querySelector(`[data-for=${name}]`);
 
 // The subject of the page: class, seed, steps, the guidance used, and the guidance asked for.
 const subject = () => ({
@@ -140,12 +139,7 @@ const subject = () => ({
     guidance: KINDS[kind].nearestGuidance(+field("guidance").value), asked: +field("guidance").value,
 });
 
-function level(name) {
-    const range = slider(name);
-    if (!range) return;
-    range.value = field(name).value;
-    range.style.setProperty("--at", (range.value - range.min) / (range.max - range.min));
-}
+const chosen = {}; // the values that the visitor has changed
 
 // Set controls to values of a subject, clamped to their ranges; invalid values are ignored.
 function set({digit, ...numbers}) {
@@ -155,7 +149,7 @@ function set({digit, ...numbers}) {
         const text = String(numbers[name] ?? "").trim(), number = field(name);
         const isOne = name === "guidance" ? text !== "" && Number.isFinite(+text) : /^[+-]?\d+$/.test(text);
         if (isOne) number.value = Math.min(Math.max(+text, number.min), number.max);
-        level(name);
+        digits.level(number);
     }
 }
 
@@ -205,8 +199,8 @@ function fillControls() {
     $("tab-walk").hidden = kind !== "flow map"; // other networks are too slow
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     set({digit, seed: start.seed, ...sampling});
-    set(Object.fromEntries(asked));
-    level("count");
+    set({...Object.fromEntries(asked), ...chosen});
+    digits.level(field("count"));
 }
 
 // ---- messages and the address bar
@@ -238,21 +232,6 @@ function follow(shown) {
     try {
         history.replaceState(null, "", link);
     } catch { /* blocked in some frames */ }
-}
-
-async function copyLink() {
-    const button = $("copy");
-    $("link")?.remove();
-    try {
-        await navigator.clipboard.writeText(location.href);
-        button.textContent = "Link copied";
-        setTimeout(() => button.textContent = "Copy link", 1500);
-    } catch { // no clipboard access without HTTPS or in a foreign frame
-        const properties = {id: "link", readOnly: true, value: location.href, "aria-label": "Link to copy"};
-        const copy = digits.make("input", properties);
-        button.parentElement.after(copy);
-        copy.select();
-    }
 }
 
 // ---- tab Digit
@@ -481,36 +460,16 @@ function openTab(name) {
     elements.stroll.end();
 }
 
-$("panel").addEventListener("input", ({target}) => {
-    const name = target.dataset.for ?? target.name;
-    if (target.dataset.for) field(name).value = target.value;
-    level(name);
+digits.controls($("panel"), ({name, value}) => {
+    chosen[name] = value;
     draw(name === "steps" || name === "guidance");
 });
-$("many").addEventListener("input", ({target}) => {
-    const name = target.dataset.for ?? target.name;
-    if (target.dataset.for) field(name).value = target.value;
-    level(name);
-});
-// Typed numbers are clamped to the valid range and rounded.
-document.addEventListener("change", ({target}) => {
-    if (target.type !== "number" || target.value === "") return;
-    const value = Number.isInteger(+target.step) ? Math.round(target.value) : +target.value;
-    const near = Math.min(Math.max(value, target.min), target.max);
-    if (near === +target.value) return;
-    target.value = near;
-    target.dispatchEvent(new Event("input", {bubbles: true}));
-});
-for (const form of document.forms) form.addEventListener("submit", event => event.preventDefault());
+digits.controls($("write"));
+digits.controls($("many"));
 $("write").addEventListener("submit", writeNumber);
 $("many").addEventListener("submit", drawSheet);
 $("stop").onclick = stopSheet;
 $("all").onchange = () => draw();
-$("copy").onclick = copyLink;
-$("another").onclick = () => {
-    field("seed").value = Math.floor(Math.random() * 10000); // short enough to tell a friend
-    draw();
-};
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 for (const button of tabs) {
@@ -520,10 +479,11 @@ for (const button of tabs) {
         say("");
         draw();
     };
-    button.onkeydown = ({key}) => {
+    button.onkeydown = event => {
         const there = tabs.filter(tab => !tab.hidden), at = there.indexOf(button);
-        const to = {ArrowLeft: at - 1, ArrowRight: (at + 1) % there.length, Home: 0, End: -1}[key];
+        const to = {ArrowLeft: at - 1, ArrowRight: (at + 1) % there.length, Home: 0, End: -1}[event.key];
         if (to === undefined) return;
+        event.preventDefault();
         there.at(to).click();
         there.at(to).focus();
     };
@@ -560,7 +520,7 @@ function load(folder) {
     if (port2) {
         const partner = new Engine(port2);
         helpers.push(partner);
-        partner.ready.catch(() => helpers.splice(helpers.indexOf(partner), 1)); // the first engine works without it
+        partner.ready.catch(() => helpers = helpers.filter(engine => engine !== partner)); // the first works without it
     }
     return first.ready;
 }

@@ -7,7 +7,10 @@ from tests.page.conftest import GIVE, PUT, element, encoded, put, rgba
 from tests.server import ROOT
 
 PAGE = ROOT / "model" / "page"
-SOURCES = {name: (PAGE / name).read_text(encoding="utf-8") for name in ("elements.css", "why.css", "film.js", "why.js")}
+SCRIPTS, STYLES = (
+    [(PAGE / name).read_text(encoding="utf-8") for name in names]
+    for names in (("film.js", "forms.js", "why.js"), ("elements.css", "why.css"))
+)
 PIXELS = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"""
 HOW = {"guidance": 1.5, "time_shift": 1.0}
 
@@ -62,10 +65,9 @@ def opened(chromium):
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        style, scripts = SOURCES["elements.css"] + SOURCES["why.css"], (GIVE, SOURCES["film.js"], SOURCES["why.js"])
         page.set_content(
-            f"<!doctype html><style>body {{ margin: 16px }} {style}</style>"
-            + "".join(f"<script>{script}</script>" for script in scripts)
+            f"<!doctype html><style>body {{ margin: 16px }} {''.join(STYLES)}</style>"
+            + "".join(f"<script>{script}</script>" for script in (GIVE, *SCRIPTS))
         )
         put(page, *elements)
         return page

@@ -189,7 +189,7 @@ def test_controls_by_click_and_keyboard(page, small):
     page.fill("#seed", "12345")
     settle(page, "seed 12345")
     assert_same(drawn(page), expected(small, ["3"], [12345], steps=5, guidance=5))
-    page.click("#another")
+    page.click("[value=another]")
     wait_until(lambda: "seed=12345" not in query(page), 60, "another seed")
     seed = values(page)["seed"]
     assert 0 <= seed < 10000
@@ -293,8 +293,8 @@ def test_the_link_is_copied(chromium, address):
     with visit(chromium, address + "?digit=1", permissions=["clipboard-read", "clipboard-write"]) as (page, open):
         open()
         settle(page)
-        page.click("#copy")
-        expect(page.locator("#copy")).to_have_text("Link copied")
+        page.click("[value=copy]")
+        expect(page.locator("[value=copy]")).to_have_text("Link copied")
         copied = page.evaluate("navigator.clipboard.readText()")
         assert copied == f"{address}?digit=1&seed=67&steps=6&guidance=1.5"
         page.goto(copied)
@@ -680,6 +680,24 @@ def test_weights_from_the_hub(chromium, address, hub):
         assert_same(drawn(page, "sheet"), expected(loaded, [*LETTERS, *LETTERS[:2]], range(67, 76)))
 
 
+def test_what_is_chosen_before_weights_from_the_hub_are_there_counts(chromium, address, hub):
+    loaded, route = hub
+    with visit(chromium, f"{address}?weights=me/letters@abc123&steps=4") as (page, open):
+        route(page)
+        waiting = []
+        page.route("**/model.safetensors", lambda route: waiting.append(route))
+        open()
+        wait_until(lambda: waiting or page.wait_for_timeout(20), 60, "the weights are asked for")
+        page.click("label:has([value='3'])")  # not among the classes of these weights
+        page.fill("[name=steps]", "5")
+        page.click("[value=another]")
+        seed = values(page)["seed"]
+        waiting[0].fallback()
+        settle(page, f"seed {seed}")
+        assert values(page) == {"digit": LETTERS[0], "seed": seed, "steps": 5, "guidance": 1.5}
+        assert_same(drawn(page), expected(loaded, LETTERS[:1], [seed], steps=5))
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -744,7 +762,7 @@ def test_it_works_in_the_frame_of_another_origin(chromium, address, tmp_path):
             open()
             inside = page.frame_locator("iframe")
             expect(inside.locator("#news")).to_contain_text("A 7")
-            inside.locator("#copy").click()
+            inside.locator("[value=copy]").click()
             expect(inside.locator("#link")).to_have_value(f"{address}?digit=7&seed=67&steps=6&guidance=1.5")
 
 
@@ -785,8 +803,8 @@ def test_the_first_tab_keys_reach_class_steps_and_buttons(page):
     reached = []
     for _ in range(6):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.name || document.activeElement.id"))
-    assert reached == ["digit", "steps", "steps-slider", "another", "copy", ""]  # "" is the summary
+        reached.append(page.evaluate("(({name, id, value}) => name || id || value)(document.activeElement)"))
+    assert reached == ["digit", "steps", "steps-slider", "another", "copy", None]  # None: the summary
 
 
 def test_with_reduced_motion_only_the_finished_digit_appears(chromium, address):

@@ -345,7 +345,7 @@ function few(film) {
     const kept = Array.from({length: count}, (_, i) => Math.round(i * (film.times.length - 1) / (count - 1)));
     const noisy = new Uint8Array(count * size);
     kept.forEach((state, i) => noisy.set(film.noisy.subarray(state * size, (state + 1) * size), i * size));
-    return {...film, noisy, times: kept.map(state => film.times[state]), count};
+    return {...film, noisy, times: kept.map(state => film.times[state])};
 }
 
 // ---- tab Numbers

@@ -136,13 +136,14 @@
             const {field, data} = this, i = this.#i, side = Math.round(field.clientWidth * devicePixelRatio);
             field.width = field.height = side;
             if (i === data.steps || !side || !data.velocity) return;
-            const context = field.getContext("2d"), size = side / 28, style = getComputedStyle(this);
+            const context = field.getContext("2d"), size = side / 28;
+            const [up, down] = [".why-up", ".why-down"].map(name => getComputedStyle(this.querySelector(name)).color);
             image(data.velocity, i).forEach((value, place) => {
                 const change = (128 - value) / 128; // v is noise − image, so a step adds its opposite
                 if (Math.abs(change) < 0.06) return;
                 const x = (place % 28 + 0.5) * size, y = (Math.floor(place / 28) + 0.5) * size;
                 const high = change * size * 0.48, wide = (0.15 + 0.35 * Math.abs(change)) * size;
-                context.fillStyle = style.getPropertyValue(change > 0 ? "--why-up" : "--why-down");
+                context.fillStyle = change > 0 ? up : down;
                 context.beginPath();
                 context.moveTo(x, y - high);
                 context.lineTo(x - wide, y + high);

@@ -18,7 +18,8 @@ from tests.server import ROOT
 
 PAGE = ROOT / "model/page"
 PLAYED = 3000  # milliseconds of the browser's clock, which the test controls, after which a film has ended
-HARNESS = """<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><style>{css}</style>
+HARNESS = """<!doctype html><html lang="en"><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark"><style>{css}</style>
 <script>
     // What the large canvas of a film showed, in order.
     const painted = [], put = CanvasRenderingContext2D.prototype.putImageData;
@@ -628,17 +629,20 @@ def test_words_and_focus_are_easy_to_see(visit, draw, scheme):
     page = visit(color_scheme=scheme, reduced_motion="reduce")
     put(page, element("digit-film", draw("7", 67, 8)))
     colors = page.evaluate("""() => {
-        const style = getComputedStyle(document.documentElement);
-        const names = ["ink", "muted", "accent", "surface"];
-        return Object.fromEntries(names.map(name => [name, style.getPropertyValue(`--digits-${name}`).trim()]));
+        const names = ["ink", "muted", "accent", "surface"], probe = document.body;
+        return Object.fromEntries(names.map(name => {
+            probe.style.color = `var(--digits-${name})`;
+            return [name, getComputedStyle(probe).color];
+        }));
     }""")
 
     def luminance(color: str) -> float:
-        parts = np.array([int(part, 16) for part in re.findall("..", color[1:])]) / 255
+        parts = np.array([int(part) for part in re.findall(r"\d+", color)]) / 255
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
     ground = luminance(colors["surface"])
+    assert (ground < 0.5) == (scheme == "dark")
     for name in ("ink", "muted", "accent"):
         low, high = sorted((ground, luminance(colors[name])))
         assert (high + 0.05) / (low + 0.05) >= 4.5

@@ -1,4 +1,4 @@
-// The script of the Gradio page: forms and custom elements in components, the address bar, and pictures drawn on demand.
+// The script of the Gradio page: forms, custom elements in components, the address bar, and pictures drawn on demand.
 //
 // The whole page shares one subject {digit, seed, steps, guidance}: that of the digit drawn last. The server draws
 // pictures about it when they come into view, and again when it changes.

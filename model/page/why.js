@@ -1,5 +1,5 @@
 // Three scenes that show why it works: <digit-arrows> one step, <digit-paths> many, <digit-styles> one noise as ten
-// digits. They use the helpers of film.js; their data are a film or come from scenes.py.
+// digits. They use film.js and forms.js; their data are a film or come from scenes.py.
 
 {
     const AREA = 28 ** 2;

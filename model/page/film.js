@@ -9,9 +9,6 @@
     const SIZE = 28, AREA = SIZE ** 2, FRAMES = 9, GIF_FRAMES = 24, PLAYING_TIME = 1500; // milliseconds
     const NEAR = 12; // of 255: the mean difference below which two images count as almost equal
 
-    // State by element id that survives when the element's HTML is replaced: digit, time, velocity switch.
-    const remembered = new Map();
-
     // ---- data
 
     // A Uint8Array from base64; arrays are returned as they are.
@@ -94,7 +91,7 @@
 
     // Make the links in a grid a single Tab stop; arrow keys, Home and End move between them. Returns a function to
     // call whenever the links have changed.
-    function walk(grid) {
+    function rove(grid) {
         let stop;
         const links = () => [...grid.querySelectorAll("a")];
         const settle = () => {
@@ -124,6 +121,9 @@
 
     // ---- the player
 
+    // What a film shows, apart from how it was drawn.
+    const depicted = ({digits, seeds, about}) => JSON.stringify([digits, seeds ?? subject(about)]);
+
     // Whether two films have the same recipe and the same noisy images.
     const same = (film, other) => other && recipe(film) === recipe(other) && film.noisy.length === other.noisy.length
         && film.noisy.every((grey, i) => grey === other.noisy[i]);
@@ -134,17 +134,12 @@
     class Player extends HTMLElement {
         #film = null;
         #index = 0;
+        #t = 0; // the time that the visitor selected
         #frame = 0; // id of the animation frame; 0 while nothing plays
         #following = false; // whether to show the newest state of a film that is still being drawn
 
         disconnectedCallback() {
             this.#stop();
-        }
-
-        get memory() {
-            const name = this.id || this.localName;
-            if (!remembered.has(name)) remembered.set(name, {t: 0});
-            return remembered.get(name);
         }
 
         get film() {
@@ -154,10 +149,9 @@
         // A new digit plays once automatically; the same digit with other steps or guidance stays at its time. Set the
         // same film again when it has more states; its newest state is shown if there is no older film to show.
         set film(film) {
-            const digit = JSON.stringify([film.digits, film.seeds ?? subject(film.about)]), memory = this.memory;
             const last = film.times.length - 1, count = film.count ?? last + 1, whole = count > last;
             const more = this.#film?.noisy === film.noisy, noiseAlone = this.#film && this.count <= 1;
-            const inPlace = memory.digit === digit && !noiseAlone;
+            const inPlace = this.#film && !noiseAlone && depicted(film) === depicted(this.#film);
             if (!more && !whole && this.#film && (inPlace || calm())) return; // keep the current film for now
             if (!more && whole && same(film, this.#film)) return; // it may be playing
             this.#film = film;
@@ -166,8 +160,7 @@
                 this.build(film);
                 this.slider.max = last;
                 this.#following = !whole;
-                memory.digit = digit;
-                if (!inPlace) memory.t = 0;
+                if (!inPlace) this.#t = 0;
             }
             this.grown(film, count);
             for (const button of this.files.children) button.disabled = !whole;
@@ -175,7 +168,7 @@
                 if (this.#following && (!more || whole || !calm())) this.#show(Math.max(count - 1, 0));
                 this.#following &&= !whole;
             } else if (inPlace || calm()) {
-                const away = film.times.map(t => Math.abs(t - memory.t));
+                const away = film.times.map(t => Math.abs(t - this.#t));
                 this.#show(away.indexOf(Math.min(...away)));
             } else {
                 this.#index = last;
@@ -193,7 +186,7 @@
             this.#stop();
             this.#following = false;
             index = Math.min(index, this.count - 1);
-            this.memory.t = this.#film.times[index];
+            this.#t = this.#film.times[index];
             this.#show(index);
         }
 
@@ -204,7 +197,7 @@
         // Play from the current state, or from noise if that is the last one.
         play() {
             this.#stop();
-            this.memory.t = 0;
+            this.#t = 0;
             this.#following = false;
             const last = this.count - 1, begin = this.#index < last ? this.#index : 0;
             let started;
@@ -327,10 +320,7 @@
             this.guess = canvas("The predicted image");
             this.caption = make("p", {className: "digits-caption"});
             this.strip = make("div", {className: "digits-strip", role: "group", "aria-label": "Film strip"});
-            this.velocity = make("input", {type: "checkbox", checked: this.memory.velocity ?? false, onchange: () => {
-                this.memory.velocity = this.velocity.checked;
-                this.#toggleVelocity();
-            }});
+            this.velocity = make("input", {type: "checkbox", onchange: () => this.#toggleVelocity()});
             this.velocitySwitch = make("label", {className: "digits-switch"}, this.velocity, " Show the velocity");
             const guess = make("div", {className: "digits-guess"}, this.guess, make("p", {}, "the network’s guess"));
             this.replaceChildren(
@@ -380,7 +370,7 @@
                 : film.times[0] === 1 ? "Pure noise." : "The start: an image covered in noise.";
             return this.count > last && this.#near(index)
                 ? `${now} The prediction is already close to the finished ${noun}.`
-                : `${now} Beside it, what the network predicts from it.`;
+                : `${now} Beside it: the image that the network predicts from it.`;
         }
 
         // Whether the image predicted at a state is almost equal to the finished one.
@@ -396,7 +386,7 @@
         build(film) {
             if (!this.cells) {
                 this.cells = make("div", {className: "digits-cells", role: "group"});
-                this.settle = walk(this.cells);
+                this.settle = rove(this.cells);
                 this.replaceChildren(this.cells, this.player(), this.saves());
             }
             const {captions = []} = film, count = film.digits.length;
@@ -425,7 +415,8 @@
     }
 
     window.digits ??= {};
-    Object.assign(digits, {film, bytes, link, named, alt, recipe, isMap, make, canvas, paint, cell, walk, button});
+    Object.assign(digits, {film, bytes, link, named, alt, recipe, isMap, make, canvas, paint, cell, rove, button,
+        calm});
     customElements.define("digit-film", DigitFilm);
     customElements.define("digit-row", DigitRow);
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import torch
 
-from model import sampling
+from model import images, sampling
 from model.dit import DiT
 from model.sampling import Film, SamplingConfig
 from model.scenes import packed
@@ -21,7 +21,7 @@ SENTENCE = "A small neural network turns noise into a handwritten digit, step by
 KEEP = {"__type__": "update"}  # Gradio's empty update: no change
 PREVIEW = "/preview.png"  # the picture in previews of links
 STYLES = ("elements.css", "forms.css", "why.css", "lab.css", "page.css")
-SCRIPTS = ("files.js", "film.js", "sheet.js", "why.js", "lab.js", "page.js")
+SCRIPTS = ("files.js", "film.js", "forms.js", "sheet.js", "why.js", "lab.js", "page.js")
 
 # ---- the page around the drawings
 
@@ -328,7 +328,7 @@ def finished(drawn: Film, digit: str, seed: int, noise: float, config: SamplingC
 
 def named(digit: str) -> str:
     """A class at the beginning of a sentence: A 7, An 8, A black image."""
-    return f"An {digit}" if digit == "8" else f"A {digit}" if digit in "0123456789" else f"A {digit} image"
+    return f"An {digit}" if digit == "8" else f"A {digit}" if digit in images.CLASSES[:10] else f"A {digit} image"
 
 
 def settings(seed: int, config: SamplingConfig) -> str:

@@ -15,8 +15,6 @@
     const HINT = "Draw a digit with the mouse, a finger or a pen.";
     const DONE = "Scaled to 20 × 20 pixels and centred by its mass, like the digits the network learned from (MNIST).";
 
-    const remembered = new Map(); // strokes by element id, kept when the element's HTML is replaced
-
     // Draw the strokes in white on black, each coordinate at x · scale + shift[axis], in pixels.
     function ink(context, strokes, scale, shift, pen) {
         Object.assign(context, {fillStyle: "black", strokeStyle: "white", lineWidth: pen});
@@ -89,7 +87,6 @@
             for (const end of ["pointerup", "pointercancel"]) {
                 this.large.addEventListener(end, event => this.#end(event));
             }
-            if (remembered.has(this.id)) this.#strokes = remembered.get(this.id);
             this.#update();
         }
 
@@ -138,7 +135,6 @@
         }
 
         #update() {
-            if (this.id) remembered.set(this.id, this.#strokes);
             this.#pixels = normalized(this.#strokes);
             paint(this.small, this.#pixels ?? Array(SIZE ** 2).fill(0));
             this.words.textContent = this.#pixels ? DONE : HINT;

@@ -23,7 +23,6 @@
     function form(element, props, trigger, watch) {
         const form = element.querySelector("form"), names = form.dataset.fields.split(" ");
         const fields = name => [...form.querySelectorAll(`[name="${name}"]`)];
-        const range = name => form.querySelector(`[data-for="${name}"]`);
         const value = name => {
             const all = fields(name), [first] = all;
             if (first.type === "checkbox") return all.filter(box => box.checked).map(box => box.value).join(",");
@@ -41,42 +40,16 @@
                 else if (field.type === "checkbox") field.checked = values[i].split(",").includes(field.value);
                 else if (document.activeElement !== field || number(field) !== values[i]) field.value = values[i];
             }
-            level(name);
+            digits.level(fields(name)[0]);
         });
-        const level = name => {
-            const slider = range(name), [field] = fields(name);
-            if (!slider) return;
-            slider.value = field.value;
-            slider.style.setProperty("--at", (slider.value - slider.min) / (slider.max - slider.min));
-        };
-        form.addEventListener("submit", event => event.preventDefault());
-        form.addEventListener("input", ({target}) => {
-            const name = target.dataset.for ?? target.name;
-            if (target.dataset.for) fields(name)[0].value = target.value;
-            level(name);
-            send("input");
-        });
-        // Typed numbers are clamped to the valid range and rounded.
-        form.addEventListener("change", ({target}) => {
-            if (target.type !== "number" || target.value === "") return;
-            const whole = Number.isInteger(Number(target.step)) ? Math.round(target.value) : target.value;
-            const fit = String(Math.min(Math.max(whole, target.min), target.max));
-            if (fit === target.value) return;
-            target.value = fit;
-            target.dispatchEvent(new Event("input", {bubbles: true}));
-        });
+        // Before the first digit is drawn, the link to copy is the one that was opened.
+        digits.controls(form, () => send("input"), () => (subject ? query() : location).href);
         form.addEventListener("click", ({target}) => {
             const pressed = target.closest("button");
-            if (!pressed) return;
-            if (pressed.type === "submit") {
+            if (pressed?.type === "submit") {
                 if (form.querySelector('[value="stop"]')) trigger("stop"); // the new drawing replaces it
                 send("submit");
-            } else if (pressed.value === "stop") trigger("stop");
-            else if (pressed.value === "copy") copyLink(pressed);
-            else if (pressed.value === "another") {
-                fields("seed")[0].value = Math.floor(Math.random() * 10000); // short enough to tell a friend
-                send("input");
-            }
+            } else if (pressed?.value === "stop") trigger("stop");
         });
         watch("value", () => fill(props.value));
         const untouched = name => fields(name).every(
@@ -267,21 +240,5 @@
         if (elsewhere) elsewhere.search = link.search;
     }
 
-    async function copyLink(button) {
-        const {href: link} = subject ? query() : location; // before the first digit, the link that was opened
-        try {
-            await navigator.clipboard.writeText(link);
-        } catch { // no clipboard access without HTTPS or in a foreign frame
-            one("#link")?.remove();
-            button.parentElement.insertAdjacentHTML("afterend", '<input id="link" aria-label="Link to copy" readonly>');
-            const field = one("#link");
-            field.value = link;
-            return field.select();
-        }
-        button.textContent = "Link copied";
-        setTimeout(() => button.textContent = "Copy link", 1500);
-    }
-
-    window.digits ??= {};
     Object.assign(digits, {form, problem, picture, busy});
 }

@@ -31,7 +31,7 @@
 
         #lay() {
             this.cells = digits.make("div", {className: "digits-cells digits-sheet"});
-            this.settle = digits.walk(this.cells);
+            this.settle = digits.rove(this.cells);
             this.status = digits.make("p", {className: "digits-caption"});
             this.saves = digits.make("div", {className: "digits-saves"},
                 digits.button("Save picture", () => this.#savePicture()),
@@ -89,7 +89,7 @@
                 make("thead", {}, make("tr", {}, make("td"), ...head, ...room)),
                 make("tbody", {}, ...body), ...foot);
             this.replaceChildren(table);
-            digits.walk(table)();
+            digits.rove(table)();
             [...table.querySelectorAll("a")].find(link => link.getAttribute("href") === focused)?.focus();
         }
     }

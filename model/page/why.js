@@ -1,19 +1,15 @@
 // Three scenes that show why it works: <digit-arrows> one step, <digit-paths> many, <digit-styles> one noise as ten
-// digits. They use the helpers of film.js; their data are a film or come from scenes.py.
+// digits. They use film.js and forms.js; their data are a film or come from scenes.py.
 
 {
     const AREA = 28 ** 2;
-    const {bytes, button, canvas, cell, isMap, make, paint} = digits;
-    const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const {bytes, button, calm, canvas, cell, isMap, make, paint} = digits;
     const image = (data, i) => data.subarray(i * AREA, (i + 1) * AREA);
     const isDigit = name => /^\d$/.test(name);
     // The requested class within a sentence: a 7, a black image.
     const named = ({digits: [name], guidance}) => guidance === 0 ? "an image of any class"
         : `${name === "8" ? "an" : "a"} ${digits.named(name)}`;
     const inSteps = count => `${count} step${count === 1 ? "" : "s"}`;
-
-    // State by element id that survives when the element's HTML is replaced.
-    const remembered = new Map();
 
     // An element that is built once and then displays its data.
     class Scene extends HTMLElement {
@@ -29,12 +25,6 @@
         // The text for the kind of network that drew the data.
         ofKind({flow, map}) {
             return isMap(this.data) ? map : flow;
-        }
-
-        get memory() {
-            const name = this.id || this.localName;
-            if (!remembered.has(name)) remembered.set(name, {});
-            return remembered.get(name);
         }
     }
 
@@ -62,6 +52,8 @@
 
     class DigitArrows extends Scene {
         #frame = 0; // animation frame of the current step
+        #which; // the digit shown
+        #i = 0; // the number of steps done
 
         set film(film) {
             this.show(film);
@@ -92,22 +84,21 @@
         }
 
         update() {
-            const {digits: [digit], seeds, steps, guidance, times, count} = this.data;
+            const {digits: [digit], seeds, steps, guidance} = this.data;
             const which = JSON.stringify([digit, seeds, steps, guidance]);
-            if (this.memory.which !== which) Object.assign(this.memory, {which, i: 0});
-            this.last = (count ?? times.length) - 1;
+            if (this.#which !== which) [this.#which, this.#i] = [which, 0];
             this.words.textContent = `The picture begins as noise, like the snow on an old television. Asked for `
                 + `${named(this.data)}, the network predicts an arrow for every pixel: brighter or darker, and how `
                 + `strongly. ${this.ofKind(MOVES)}`;
             this.exactly.textContent = this.ofKind(EXACTLY);
-            this.go(Math.min(this.memory.i, this.last));
+            this.go(this.#i);
         }
 
-        // Show the state after `i` steps.
-        go(i) {
+        // Show the state after `i` steps; without its caption if it is `passing`, as screen readers read each one out.
+        go(i, passing = false) {
             cancelAnimationFrame(this.#frame);
             this.#frame = 0;
-            this.memory.i = i;
+            this.#i = i;
             paint(this.now, image(this.data.noisy, i));
             paint(this.aim, image(this.data.predicted, i));
             this.#drawArrows();
@@ -116,10 +107,10 @@
             this.aim.setAttribute("aria-label", `Where the arrows lead, ${after}`);
             const all = [this.stepButton, this.restButton, this.resetButton];
             const focused = all.find(one => one === document.activeElement);
-            this.stepButton.disabled = this.restButton.disabled = i >= this.last;
+            this.stepButton.disabled = this.restButton.disabled = i === this.data.steps;
             this.resetButton.disabled = i === 0;
             if (focused?.disabled) all.find(one => !one.disabled)?.focus();
-            this.caption.textContent = this.#words(i);
+            if (!passing) this.caption.textContent = this.#words(i);
         }
 
         #words(i) {
@@ -142,16 +133,17 @@
 
         // A triangle per pixel, up for brighter, as large as the change.
         #drawArrows() {
-            const {field, data, memory: {i}} = this, side = Math.round(field.clientWidth * devicePixelRatio);
+            const {field, data} = this, i = this.#i, side = Math.round(field.clientWidth * devicePixelRatio);
             field.width = field.height = side;
             if (i === data.steps || !side || !data.velocity) return;
-            const context = field.getContext("2d"), size = side / 28, style = getComputedStyle(this);
+            const context = field.getContext("2d"), size = side / 28;
+            const [up, down] = [".why-up", ".why-down"].map(name => getComputedStyle(this.querySelector(name)).color);
             image(data.velocity, i).forEach((value, place) => {
                 const change = (128 - value) / 128; // v is noise − image, so a step adds its opposite
                 if (Math.abs(change) < 0.06) return;
                 const x = (place % 28 + 0.5) * size, y = (Math.floor(place / 28) + 0.5) * size;
                 const high = change * size * 0.48, wide = (0.15 + 0.35 * Math.abs(change)) * size;
-                context.fillStyle = style.getPropertyValue(change > 0 ? "--why-up" : "--why-down");
+                context.fillStyle = change > 0 ? up : down;
                 context.beginPath();
                 context.moveTo(x, y - high);
                 context.lineTo(x - wide, y + high);
@@ -162,23 +154,23 @@
 
         // Animate one step: every pixel moves linearly to its next value, then `then` is called.
         step(milliseconds, then) {
-            if (this.#frame) this.go(this.memory.i + 1); // the last step is still running
-            const {i} = this.memory, from = image(this.data.noisy, i), to = image(this.data.noisy, i + 1);
-            if (i >= this.last) return;
+            if (this.#frame) this.go(this.#i + 1); // the last step is still running
+            const i = this.#i, {noisy, steps} = this.data, from = image(noisy, i), to = image(noisy, i + 1);
+            if (i === steps) return;
             if (calm()) return this.go(i + 1);
             let began;
             const tick = now => {
                 const part = Math.min(1, (now - (began ??= now)) / milliseconds);
                 paint(this.now, from.map((value, k) => value + part * (to[k] - value)));
                 if (part < 1) return this.#frame = requestAnimationFrame(tick);
-                this.go(i + 1);
+                this.go(i + 1, then && i + 1 < steps);
                 then?.();
             };
             this.#frame = requestAnimationFrame(tick);
         }
 
         rest() {
-            if (calm()) this.go(this.last);
+            if (calm()) this.go(this.data.steps);
             else this.step(150, () => this.rest());
         }
     }
@@ -188,6 +180,9 @@
     const WIDTH = 400, MARGIN = 12; // of the map, in SVG units
 
     class DigitPaths extends Scene {
+        #run; // indices of the run and the path shown
+        #path = 0;
+
         set paths(paths) {
             this.show(paths);
         }
@@ -217,8 +212,8 @@
             const {digits: [digit], seeds, dots, runs} = this.data;
             this.pixels = runs.map(run => bytes(run.pixels));
             const longest = runs.reduce((best, run, i) => run.steps > runs[best].steps ? i : best, 0);
-            this.memory.run = Math.min(this.memory.run ?? longest, runs.length - 1);
-            this.memory.path = Math.min(this.memory.path ?? 0, seeds.length - 1);
+            this.#run = Math.min(this.#run ?? longest, runs.length - 1);
+            this.#path = Math.min(this.#path, seeds.length - 1);
             const points = [...dots, ...runs.flatMap(run => [...run.path, ...run.aims].flat())];
             const [left, right, bottom, top] = [0, 1].flatMap(axis => {
                 const values = points.map(point => point[axis]);
@@ -242,12 +237,12 @@
                 type: "button", onclick: () => this.pick(k), onfocus: () => this.pick(k),
                 onmousemove: () => this.pick(k),
             }, canvas(""))));
-            this.choose(this.memory.run);
+            this.choose(this.#run);
         }
 
         // Show the paths of a run.
         choose(run) {
-            this.memory.run = run;
+            this.#run = run;
             const {digits: [digit], seeds, guidance, dots, runs} = this.data;
             const {steps, path} = runs[run], jumps = isMap(runs[run]);
             const circle = (point, radius) => {
@@ -295,16 +290,15 @@
                     + `patch of noise ends at its own ${digit}.`,
             }[steps];
             this.picked = null;
-            this.pick(this.memory.path);
+            this.pick(this.#path);
         }
 
         // Select a path: show its digit large, and dashed lines from its stops to the images predicted there.
         pick(k) {
             if (this.picked === k) return;
-            const {memory, data: {digits: [digit], seeds, guidance, runs}} = this;
-            const {steps, path} = runs[memory.run];
-            const aims = steps === 1 && isMap(runs[memory.run]) ? [] : runs[memory.run].aims;
-            memory.path = this.picked = k;
+            const {digits: [digit], seeds, guidance, runs} = this.data, run = runs[this.#run], {steps, path} = run;
+            const aims = steps === 1 && isMap(run) ? [] : run.aims;
+            this.#path = this.picked = k;
             for (const part of this.map.querySelectorAll(".why-path")) {
                 const chosen = +part.dataset.path === k;
                 part.toggleAttribute("data-chosen", chosen);
@@ -317,7 +311,7 @@
                 this.ends.children[i].setAttribute("aria-pressed", one === k);
                 this.ends.children[i].tabIndex = one === k ? 0 : -1;
             });
-            paint(this.end, image(this.pixels[memory.run], k));
+            paint(this.end, image(this.pixels[this.#run], k));
             this.end.setAttribute("aria-label", digits.alt({digit, seed: seeds[k], steps, guidance}));
         }
     }
@@ -328,17 +322,17 @@
 
     // The button for another row fires the bubbling event "digit-noise"; its handler sets another film.
     class DigitStyles extends Scene {
+        #rows = [];
+        #way; // how they were drawn
+
         set film(film) {
             this.show(film);
         }
 
         build() {
             this.rows = make("div", {className: "why-rows"});
-            const another = button("New noise", () => {
-                const seed = Math.floor(Math.random() * 10000);
-                this.memory.asked = true;
-                this.dispatchEvent(new CustomEvent("digit-noise", {detail: {seed}, bubbles: true}));
-            });
+            const another = button("New noise", () => this.dispatchEvent(
+                new CustomEvent("digit-noise", {detail: {seed: digits.anySeed()}, bubbles: true})));
             this.append(
                 make("h3", {}, "Same noise, ten digits"),
                 make("p", {}, "All digits of a row start from the same noise; only the digit asked for differs. Much "
@@ -346,20 +340,18 @@
                 this.rows,
                 make("div", {className: "why-buttons"}, another),
             );
-            if (this.memory.asked) another.focus({preventScroll: true}); // this element replaces the one that asked
-            this.memory.asked = false;
         }
 
         // The rows of a new film go above the existing ones; rows with other settings are removed.
         update() {
-            const {seeds, steps, guidance, time_shift} = this.data, {memory} = this;
+            const {seeds, steps, guidance, time_shift} = this.data;
             const way = JSON.stringify([steps, guidance, time_shift]);
-            if (memory.way !== way) Object.assign(memory, {way, rows: []});
-            const isNew = seed => !memory.rows.some(row => row.seed === seed);
+            if (this.#way !== way) [this.#way, this.#rows] = [way, []];
+            const isNew = seed => !this.#rows.some(row => row.seed === seed);
             const added = [...new Set(seeds)].map(seed => ({seed, film: this.data, isNew: isNew(seed)}));
-            const kept = memory.rows.filter(row => !seeds.includes(row.seed));
-            memory.rows = [...added, ...kept].slice(0, ROWS);
-            this.rows.replaceChildren(...memory.rows.map(row => this.#row(row)));
+            const kept = this.#rows.filter(row => !seeds.includes(row.seed));
+            this.#rows = [...added, ...kept].slice(0, ROWS);
+            this.rows.replaceChildren(...this.#rows.map(row => this.#row(row)));
         }
 
         // The noise of a seed and its digits, animated when they are shown for the first time.
@@ -373,7 +365,7 @@
             });
             const state = (i, place) => image(film.noisy, i * seeds.length + place);
             const show = i => cells.forEach((one, k) => paint(one.firstChild, state(i, places[k])));
-            const last = (film.count ?? film.times.length) - 1;
+            const last = film.times.length - 1;
             const emerge = i => {
                 show(i);
                 if (i < last) setTimeout(emerge, FRAME_TIME, i + 1);
@@ -384,7 +376,7 @@
             const label = `The noise of seed ${seed} as ${cells.length} digits`;
             const made = make("div", {className: "why-style", role: "group", "aria-label": label},
                 noise, make("span", {"aria-hidden": "true"}, "→"), ...cells);
-            digits.walk(made)();
+            digits.rove(made)();
             return made;
         }
     }

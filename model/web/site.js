@@ -62,7 +62,9 @@ class Engine {
         });
     }
 
-    stop() {
+    // Stop a drawing, if it is not an older one.
+    stop(drawing = this.drawn) {
+        if (drawing !== this.drawn) return;
         this.#drawing?.resolve(false);
         this.#drawing = null;
         this.#worker.postMessage({kind: "stop"});
@@ -75,7 +77,7 @@ class Engine {
 
 let first; // the main engine
 let place; // the URL of its weights
-const helpers = []; // more engines, created on demand; one is the partner of the first
+let helpers = []; // more engines, created on demand; one is the partner of the first
 
 async function withHelpers() {
     while (helpers.length < HELPERS) helpers.push(new Engine(place));
@@ -121,13 +123,14 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
             onGrowth(film);
         });
     });
-    return (await Promise.all(parts)).every(Boolean) ? film : null;
+    const stop = () => parts.forEach((part, i) => engines[i].stop(part)); // or they would show the film's next states
+    const areDone = await Promise.all(parts.map(async part => await part || stop()));
+    return areDone.every(Boolean) ? film : null;
 }
 
 // ---- controls
 
 const field = name => document.querySelector(`input[name=${name}]:is(:checked, [type=number], [type=text])`);
-const slider = name => document.querySelector(`[data-for=${name}]`);
 
 // The subject of the page: class, seed, steps, the guidance used, and the guidance asked for.
 const subject = () => ({
@@ -136,12 +139,7 @@ const subject = () => ({
     guidance: KINDS[kind].nearestGuidance(+field("guidance").value), asked: +field("guidance").value,
 });
 
-function level(name) {
-    const range = slider(name);
-    if (!range) return;
-    range.value = field(name).value;
-    range.style.setProperty("--at", (range.value - range.min) / (range.max - range.min));
-}
+const chosen = {}; // the values that the visitor has changed
 
 // Set controls to values of a subject, clamped to their ranges; invalid values are ignored.
 function set({digit, ...numbers}) {
@@ -151,7 +149,7 @@ function set({digit, ...numbers}) {
         const text = String(numbers[name] ?? "").trim(), number = field(name);
         const isOne = name === "guidance" ? text !== "" && Number.isFinite(+text) : /^[+-]?\d+$/.test(text);
         if (isOne) number.value = Math.min(Math.max(+text, number.min), number.max);
-        level(name);
+        digits.level(number);
     }
 }
 
@@ -201,8 +199,8 @@ function fillControls() {
     $("tab-walk").hidden = kind !== "flow map"; // other networks are too slow
     $("all-words").textContent = `All ${Math.min(10, classes.length)} classes`;
     set({digit, seed: start.seed, ...sampling});
-    set(Object.fromEntries(asked));
-    level("count");
+    set({...Object.fromEntries(asked), ...chosen});
+    digits.level(field("count"));
 }
 
 // ---- messages and the address bar
@@ -234,21 +232,6 @@ function follow(shown) {
     try {
         history.replaceState(null, "", link);
     } catch { /* blocked in some frames */ }
-}
-
-async function copyLink() {
-    const button = $("copy");
-    $("link")?.remove();
-    try {
-        await navigator.clipboard.writeText(location.href);
-        button.textContent = "Link copied";
-        setTimeout(() => button.textContent = "Copy link", 1500);
-    } catch { // no clipboard access without HTTPS or in a foreign frame
-        const properties = {id: "link", readOnly: true, value: location.href, "aria-label": "Link to copy"};
-        const copy = digits.make("input", properties);
-        button.parentElement.after(copy);
-        copy.select();
-    }
 }
 
 // ---- tab Digit
@@ -362,12 +345,12 @@ function few(film) {
     const kept = Array.from({length: count}, (_, i) => Math.round(i * (film.times.length - 1) / (count - 1)));
     const noisy = new Uint8Array(count * size);
     kept.forEach((state, i) => noisy.set(film.noisy.subarray(state * size, (state + 1) * size), i * size));
-    return {...film, noisy, times: kept.map(state => film.times[state]), count};
+    return {...film, noisy, times: kept.map(state => film.times[state])};
 }
 
 // ---- tab Numbers
 
-let written = ""; // the number in the row
+let written = ""; // the number in the row, also while it is being drawn
 
 async function writeNumber() {
     const number = field("number").value.replace(/[\s./-]/g, "");
@@ -380,9 +363,9 @@ async function writeNumber() {
         elements.row.hidden = false;
         elements.row.film = film;
     };
+    written = number;
     try {
         if (!await drawFilm(await team(), {...wanted, digits: names, seeds}, grown)) return;
-        written = number;
         sayDrawn(`${number}, drawn in ${since(began)}`, wanted);
         follow(wanted);
     } catch (error) {
@@ -477,36 +460,16 @@ function openTab(name) {
     elements.stroll.end();
 }
 
-$("panel").addEventListener("input", ({target}) => {
-    const name = target.dataset.for ?? target.name;
-    if (target.dataset.for) field(name).value = target.value;
-    level(name);
+digits.controls($("panel"), ({name, value}) => {
+    chosen[name] = value;
     draw(name === "steps" || name === "guidance");
 });
-$("many").addEventListener("input", ({target}) => {
-    const name = target.dataset.for ?? target.name;
-    if (target.dataset.for) field(name).value = target.value;
-    level(name);
-});
-// Typed numbers are clamped to the valid range and rounded.
-document.addEventListener("change", ({target}) => {
-    if (target.type !== "number" || target.value === "") return;
-    const value = Number.isInteger(+target.step) ? Math.round(target.value) : +target.value;
-    const near = Math.min(Math.max(value, target.min), target.max);
-    if (near === +target.value) return;
-    target.value = near;
-    target.dispatchEvent(new Event("input", {bubbles: true}));
-});
-for (const form of document.forms) form.addEventListener("submit", event => event.preventDefault());
+digits.controls($("write"));
+digits.controls($("many"));
 $("write").addEventListener("submit", writeNumber);
 $("many").addEventListener("submit", drawSheet);
 $("stop").onclick = stopSheet;
 $("all").onchange = () => draw();
-$("copy").onclick = copyLink;
-$("another").onclick = () => {
-    field("seed").value = Math.floor(Math.random() * 10000); // short enough to tell a friend
-    draw();
-};
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 for (const button of tabs) {
@@ -516,10 +479,11 @@ for (const button of tabs) {
         say("");
         draw();
     };
-    button.onkeydown = ({key}) => {
+    button.onkeydown = event => {
         const there = tabs.filter(tab => !tab.hidden), at = there.indexOf(button);
-        const to = {ArrowLeft: at - 1, ArrowRight: (at + 1) % there.length, Home: 0, End: -1}[key];
+        const to = {ArrowLeft: at - 1, ArrowRight: (at + 1) % there.length, Home: 0, End: -1}[event.key];
         if (to === undefined) return;
+        event.preventDefault();
         there.at(to).click();
         there.at(to).focus();
     };
@@ -556,7 +520,7 @@ function load(folder) {
     if (port2) {
         const partner = new Engine(port2);
         helpers.push(partner);
-        partner.ready.catch(() => helpers.splice(helpers.indexOf(partner), 1)); // the first engine works without it
+        partner.ready.catch(() => helpers = helpers.filter(engine => engine !== partner)); // the first works without it
     }
     return first.ready;
 }

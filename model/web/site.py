@@ -24,7 +24,7 @@ from model.page.studio import MAX_SHEET, START
 
 HERE = Path(__file__).parent
 INDEX, SERVICE_WORKER, PICTURE, ICON, LICENSE = "index.html", "sw.js", "picture.png", "icon.png", "LICENSE"
-SHARED = ("elements.css", "forms.css", "files.js", "film.js", "sheet.js", "why.css", "why.js")  # in model/page/
+SHARED = ("elements.css", "forms.css", "files.js", "film.js", "forms.js", "sheet.js", "why.css", "why.js")  # of page/
 CODE, WEIGHTS = "code-", "weights-"  # folder names, followed by twelve digits of a hash of the content
 PART = f"({CODE}|{WEIGHTS})[0-9a-f]{{12}}"
 MOMENTS = (1, 0.75, 0.5, 0.25, 0)  # times of the rows of the picture for link previews

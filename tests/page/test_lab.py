@@ -174,12 +174,6 @@ def test_the_small_picture_shows_the_pixels_and_the_large_one_the_strokes(sheet)
     assert large[round(0.65 * side), round(0.65 * side)] == 0
 
 
-def test_a_sketch_outlives_its_html(sheet):
-    drawn = of(sheet, SEVEN)
-    sheet.evaluate("document.querySelector('main').innerHTML = '<digit-sketch id=sketch></digit-sketch>'")
-    assert np.array_equal(result(sheet), drawn)
-
-
 @pytest.mark.parametrize("width", [320, 375, 900])
 def test_the_sheet_fits(sheet, width):
     sheet.set_viewport_size({"width": width, "height": 667})

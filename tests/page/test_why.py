@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.page.conftest import GIVE, PUT, element, encoded, put, rgba
+from tests.page.conftest import GIVE, element, encoded, give, put, rgba
 from tests.server import ROOT
 
 PAGE = ROOT / "model" / "page"
-SOURCES = {name: (PAGE / name).read_text(encoding="utf-8") for name in ("elements.css", "why.css", "film.js", "why.js")}
+SCRIPTS, STYLES = (
+    [(PAGE / name).read_text(encoding="utf-8") for name in names]
+    for names in (("film.js", "forms.js", "why.js"), ("elements.css", "why.css"))
+)
 PIXELS = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"""
 HOW = {"guidance": 1.5, "time_shift": 1.0}
 
@@ -62,10 +65,9 @@ def opened(chromium):
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        style, scripts = SOURCES["elements.css"] + SOURCES["why.css"], (GIVE, SOURCES["film.js"], SOURCES["why.js"])
         page.set_content(
-            f"<!doctype html><style>body {{ margin: 16px }} {style}</style>"
-            + "".join(f"<script>{script}</script>" for script in scripts)
+            f"<!doctype html><style>body {{ margin: 16px }} {''.join(STYLES)}</style>"
+            + "".join(f"<script>{script}</script>" for script in (GIVE, *SCRIPTS))
         )
         put(page, *elements)
         return page
@@ -134,6 +136,18 @@ def test_the_rest_of_the_steps_and_back_to_the_noise(opened):
         assert np.array_equal(pictures(page)[0], NOISY[0])
 
 
+def test_the_rest_of_the_steps_is_announced_once(opened):
+    page = opened(element("digit-arrows", FILM), motion="no-preference")
+    page.evaluate("""() => {
+        window.said = [];
+        const caption = document.querySelector("[aria-live]"), tell = () => said.push(caption.textContent);
+        new MutationObserver(tell).observe(caption, {childList: true});
+    }""")
+    press(page, "All the rest")
+    page.get_by_label("The picture after 3 of 3 steps").wait_for()
+    assert page.evaluate("said") == ["Done: in 3 steps the noise has become a 7. Every step began with a fresh look."]
+
+
 def test_a_step_by_keyboard(opened):
     page = opened(element("digit-arrows", FILM))
     page.keyboard.press("Tab")
@@ -162,23 +176,14 @@ def test_arrows_point_up_where_it_gets_brighter_and_down_where_darker(opened):
     assert not opaque[arrow(25, 20)].any()
 
 
-def test_the_place_stays_when_the_html_is_replaced_but_not_for_another_digit(opened):
+def test_the_place_stays_for_the_same_digit_but_not_for_another(opened):
     page = opened(element("digit-arrows", FILM))
     press(page, "One step")
-    put(page, element("digit-arrows", FILM))
+    give(page, "digit-arrows", FILM)
     assert np.array_equal(pictures(page)[0], NOISY[1])
-    put(page, element("digit-arrows", {**FILM, "digits": ["3"]}))
+    give(page, "digit-arrows", {**FILM, "digits": ["3"]})
     assert np.array_equal(pictures(page)[0], NOISY[0])
     assert "Asked for a 3" in page.locator("digit-arrows").inner_text()
-
-
-def test_a_film_that_is_still_drawn_goes_as_far_as_it_is(opened):
-    page = opened(element("digit-arrows", {**FILM, "count": 2}))
-    press(page, "One step")
-    assert page.get_by_role("button", name="One step").is_disabled()
-    page.locator("digit-arrows").evaluate("one => one.film = {...one.data, count: 4}")
-    press(page, "One step")
-    assert np.array_equal(pictures(page)[0], NOISY[2])
 
 
 def test_a_step_of_a_flow_map_is_a_jump(opened):
@@ -194,7 +199,7 @@ def test_a_step_of_a_flow_map_is_a_jump(opened):
     assert "a step is x + (t′ − t)·u(x, t, t′)" in words["flow map"]
     assert "Beside it is where one jump to the end would land." in words["flow map"]
     assert not [part for part in ("blurred", "x − t·v", "a little along") if part in words["flow map"]]
-    page = opened(element("digit-arrows", FILM))  # without a kind, as in the static page
+    page = opened(element("digit-arrows", FILM))  # without a kind
     page.locator("summary").click()
     assert page.locator("digit-arrows").inner_text() == words["velocity"]
 
@@ -295,8 +300,8 @@ def test_digits_emerge_from_their_noise_once(opened):
     assert page.locator(".why-style canvas").nth(1).evaluate(PIXELS)[5] in (203, 13)
     page.wait_for_function(f"({PIXELS})(document.querySelectorAll('.why-style canvas')[2])[5] === 23")
     now = page.evaluate(
-        f"elements => {{ ({PUT})(elements); return ({PIXELS})(document.querySelectorAll('canvas')[1])[5]; }}",
-        [element("digit-styles", styles(3))],
+        f"film => {{ give(shown, film); return ({PIXELS})(document.querySelectorAll('canvas')[1])[5]; }}",
+        element("digit-styles", styles(3)),
     )
     assert now == 13
 
@@ -306,12 +311,11 @@ def test_another_noise_is_asked_for_and_its_row_goes_on_top(opened):
     page.evaluate("addEventListener('digit-noise', event => window.seed = event.detail.seed)")
     press(page, "New noise")
     assert 0 <= page.evaluate("seed") < 10_000
-    put(page, element("digit-styles", styles(9)))
+    give(page, "digit-styles", styles(9))
     assert [row[0] for row in rows(page)] == [209, 203, 204]
-    assert page.evaluate("document.activeElement.textContent") == "New noise"
-    put(page, element("digit-styles", styles(7)))
+    give(page, "digit-styles", styles(7))
     assert [row[0] for row in rows(page)] == [207, 209, 203]
-    put(page, element("digit-styles", styles(2, guidance=3)))
+    give(page, "digit-styles", styles(2, guidance=3))
     assert [row[0] for row in rows(page)] == [202]  # the others had other settings
 
 

@@ -189,7 +189,7 @@ def test_controls_by_click_and_keyboard(page, small):
     page.fill("#seed", "12345")
     settle(page, "seed 12345")
     assert_same(drawn(page), expected(small, ["3"], [12345], steps=5, guidance=5))
-    page.click("#another")
+    page.click("[value=another]")
     wait_until(lambda: "seed=12345" not in query(page), 60, "another seed")
     seed = values(page)["seed"]
     assert 0 <= seed < 10000
@@ -293,8 +293,8 @@ def test_the_link_is_copied(chromium, address):
     with visit(chromium, address + "?digit=1", permissions=["clipboard-read", "clipboard-write"]) as (page, open):
         open()
         settle(page)
-        page.click("#copy")
-        expect(page.locator("#copy")).to_have_text("Link copied")
+        page.click("[value=copy]")
+        expect(page.locator("[value=copy]")).to_have_text("Link copied")
         copied = page.evaluate("navigator.clipboard.readText()")
         assert copied == f"{address}?digit=1&seed=67&steps=6&guidance=1.5"
         page.goto(copied)
@@ -357,6 +357,66 @@ def test_a_number_is_written_and_has_a_link(chromium, address, small):
         assert len(drawn(page, "row")) == 8
         page.locator("#row a").nth(7).click()
         settle(page, "A 7", "seed 12")
+
+
+def test_a_first_number_that_was_left_is_drawn_when_its_tab_opens_again(page, small):
+    page.click("#tab-numbers")
+    page.fill("[name=steps]", "50")
+    page.fill("[name=number]", "3141592653589793")
+    page.evaluate("""async () => {
+        document.querySelector("#write button").click();
+        while (document.getElementById("row").hidden) await new Promise(requestAnimationFrame);
+        document.getElementById("tab-why").click();
+    }""")
+    settle(page, "7 from seed 67, in")
+    page.click("#tab-numbers")
+    settle(page, "3141592653589793, drawn")
+    expect(page.get_by_role("button", name="Save picture").locator("visible=true")).to_be_enabled()
+    assert_same(drawn(page, "row"), expected(small, list("3141592653589793"), range(67, 83), steps=50))
+
+
+# Hold back what the workers say about a number: all but the first states, until all have drawn it.
+HOLD = """window.held = [];
+window.Worker = class extends Worker {
+    static all = [];
+    id = 0; // of the drawing
+    isDone = false;
+    constructor(...words) {
+        super(...words);
+        Worker.all.push(this);
+    }
+    set onmessage(handler) {
+        this.addEventListener("message", event => {
+            const {kind, i, id} = event.data;
+            if (id !== this.id || kind === "state" && i < (this === Worker.all[0] ? 4 : 2)) return handler(event);
+            held.push(() => handler(event));
+            this.isDone ||= kind === "done";
+            if (Worker.all.every(({isDone}) => isDone)) document.dispatchEvent(new Event("held"));
+        });
+    }
+    postMessage(message, ports) {
+        if (message.kind === "draw" && message.labels.length === 4) this.id = message.id;
+        super.postMessage(message, ports);
+    }
+};"""
+
+
+def test_an_older_number_does_not_replace_a_newer_one(chromium, address, small):
+    with visit(chromium, address) as (page, open):
+        page.add_init_script(HOLD)
+        open()
+        settle(page)
+        page.click("#tab-numbers")
+        page.fill("[name=number]", "3141592653589793")
+        page.evaluate("""() => new Promise(resolve => {
+            document.addEventListener("held", resolve);
+            document.querySelector("#write button").click();
+        })""")
+        page.fill("[name=number]", "7")  # needs only one of the four engines
+        page.press("[name=number]", "Enter")
+        settle(page, "7, drawn")
+        page.evaluate("held.forEach(handle => handle())")
+        assert_same(drawn(page, "row"), expected(small, ["7"], [67]))
 
 
 def saved(page, button: str) -> Path:
@@ -620,6 +680,24 @@ def test_weights_from_the_hub(chromium, address, hub):
         assert_same(drawn(page, "sheet"), expected(loaded, [*LETTERS, *LETTERS[:2]], range(67, 76)))
 
 
+def test_what_is_chosen_before_weights_from_the_hub_are_there_counts(chromium, address, hub):
+    loaded, route = hub
+    with visit(chromium, f"{address}?weights=me/letters@abc123&steps=4") as (page, open):
+        route(page)
+        waiting = []
+        page.route("**/model.safetensors", lambda route: waiting.append(route))
+        open()
+        wait_until(lambda: waiting or page.wait_for_timeout(20), 60, "the weights are asked for")
+        page.click("label:has([value='3'])")  # not among the classes of these weights
+        page.fill("[name=steps]", "5")
+        page.click("[value=another]")
+        seed = values(page)["seed"]
+        waiting[0].fallback()
+        settle(page, f"seed {seed}")
+        assert values(page) == {"digit": LETTERS[0], "seed": seed, "steps": 5, "guidance": 1.5}
+        assert_same(drawn(page), expected(loaded, LETTERS[:1], [seed], steps=5))
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -684,7 +762,7 @@ def test_it_works_in_the_frame_of_another_origin(chromium, address, tmp_path):
             open()
             inside = page.frame_locator("iframe")
             expect(inside.locator("#news")).to_contain_text("A 7")
-            inside.locator("#copy").click()
+            inside.locator("[value=copy]").click()
             expect(inside.locator("#link")).to_have_value(f"{address}?digit=7&seed=67&steps=6&guidance=1.5")
 
 
@@ -725,8 +803,8 @@ def test_the_first_tab_keys_reach_class_steps_and_buttons(page):
     reached = []
     for _ in range(6):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.name || document.activeElement.id"))
-    assert reached == ["digit", "steps", "steps-slider", "another", "copy", ""]  # "" is the summary
+        reached.append(page.evaluate("(({name, id, value}) => name || id || value)(document.activeElement)"))
+    assert reached == ["digit", "steps", "steps-slider", "another", "copy", None]  # None: the summary
 
 
 def test_with_reduced_motion_only_the_finished_digit_appears(chromium, address):

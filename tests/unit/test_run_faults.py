@@ -65,6 +65,24 @@ def test_unreadable_lines_never_stop_a_run(stopped, go, capsys):
     assert capsys.readouterr().out == ""  # no message about intact logs
 
 
+def test_the_mean_loss_is_right_after_a_change_of_the_log_interval(stopped, go):
+    """Step 3 was summed with an interval of two; the next line, with one of four, is the mean of steps 3 and 4."""
+    assert go("--resume", "runs/a", log_every=4) == 0
+    assert go("--name", "whole", epochs=1) == 0
+    resumed, whole = (RunFolder(stopped.with_name(name)).rows("metrics.jsonl")[-1] for name in ("a", "whole"))
+    assert (resumed["step"], resumed["loss"]) == (4, whole["loss"])
+
+
+def test_a_checkpoint_from_before_the_steps_of_the_loss_were_counted_resumes(stopped, go):
+    state = checkpoint.load(stopped)[0]
+    del state["summed_steps"]
+    checkpoint.save(stopped, state)
+    assert go("--resume", "runs/a") == 0
+    assert go("--name", "whole", epochs=1) == 0
+    resumed, whole = (RunFolder(stopped.with_name(name)).rows("metrics.jsonl")[-1] for name in ("a", "whole"))
+    assert (resumed["step"], resumed["loss"]) == (4, whole["loss"])
+
+
 # ---- checkpoints
 
 
@@ -90,6 +108,7 @@ FOREIGN = {
     "optimizer": altered(lambda state: state["optimizer"]["state"].pop(0)),
     "moments": altered(lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(1))),
     "loss": altered(lambda state: state.update(loss_sum=1.0)),
+    "text as steps of the loss": altered(lambda state: state.update(summed_steps="1")),
 }
 
 

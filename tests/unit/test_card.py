@@ -122,7 +122,7 @@ def test_the_card_of_measured_weights_shows_their_figures(folder):
     for part in (
         results_table({"evaluation": row()}),
         "(samples.png)",
-        "10,000 digits, 20 steps (some method), guidance 1, seed 0",
+        "10,000 digits, 20 steps (some method), time shift 1.5, guidance 1, seed 0",
         "black: mean 0.01, standard deviation 0.10",
         "python -m training.evaluate --full",
         "ba9876543210",

@@ -532,3 +532,10 @@ def test_a_classifier_learns_and_is_determined_by_its_seed(monkeypatch):
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_flow_map_is_measured_in_steps_that_it_draws_itself(map_weights):
+    """By default, the page and `model.generate` draw this many steps with the teacher."""
+    (map_weights / "sampling.json").write_text(json.dumps({"steps": 20}))
+    assert weights.load(str(map_weights)).choose(SamplingConfig(20))[0].kind == "velocity"
+    assert drawing_of(GeneratedSamples(str(map_weights), CPU), 256)["steps"] == weights.TEACHER_FROM - 1

@@ -22,7 +22,7 @@ class GeneratedSamples:
     def __init__(self, where: str | None, device: torch.device):
         where = where or os.environ.get("WEIGHTS") or str(weights.BUNDLED)
         self.folder = Path(where) if Path(where).is_dir() else None
-        loaded = weights.load(where, device)
+        loaded = weights.load(where, device).alone()
         recorded = loaded.metrics.get("sha256", {}).get(weights.TENSORS)  # verified while loading
         self.sha256 = recorded or sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
         self.network, self.sampling = loaded.network, loaded.sampling.for_network(loaded.network)

@@ -122,8 +122,8 @@ def results(metrics: dict) -> str:
     settings, real, accuracy = row["settings"], row["real"], row["extractor_accuracy"]
     drawing = f"{settings['count']:,} digits"
     if settings["steps"]:
-        drawing += f", {settings['steps']} steps ({settings['sampler']}), guidance {settings['guidance']:g}"
-        drawing += f", seed {settings['seed']}"
+        drawing += f", {settings['steps']} steps ({settings['sampler']}), time shift {settings['time_shift']:g}"
+        drawing += f", guidance {settings['guidance']:g}, seed {settings['seed']}"
     text = f"""## Results
 
 {results_table(metrics)}

@@ -27,8 +27,9 @@ def show(folder: Path, repo: str) -> None:
 def publish_weights(options: argparse.Namespace, folder: Path) -> None:
     upload.stage(options.folder, upload.OF_WEIGHTS, folder)
     upload.check(folder)
-    if not (folder / upload.CARD).exists():
-        (folder / upload.CARD).write_text(str(card(folder, options.repo)), encoding="utf-8")
+    readme = folder / upload.CARD
+    text = readme.read_text(encoding="utf-8") if readme.exists() else str(card(folder, options.repo))
+    readme.write_text(text.replace("USER/NAME", options.repo), encoding="utf-8")  # as in a card written without --repo
     if options.dry_run:
         return show(folder, options.repo)
     commit = upload.send_weights(folder, options.repo, options.private, options.branch, options.pr)

@@ -255,6 +255,11 @@ def test_other_variables_of_torchrun_do_not_matter_to_one_process(go, monkeypatc
     assert go("--dry-run") == 0
 
 
+def test_a_dry_run_mentions_compilation_only_if_it_compiles(go, capsys):
+    assert go("--dry-run") == 0
+    assert "compil" not in capsys.readouterr().out.lower()
+
+
 # ---- data
 
 

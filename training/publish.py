@@ -43,9 +43,9 @@ def publish_space(options: argparse.Namespace, folder: Path) -> None:
         raise ValueError(
             f"a Space needs weights from the Hub, but {options.weights} is a local folder; publish it first"
         )
-    source = weights.load(options.weights).source
-    cached, names = weights.download(source)[0], (*weights.FILES, weights.SAMPLING, *weights.OF_TEACHER)
-    files = sorted(name for name in names if (cached / name).is_file())
+    loaded = weights.load(options.weights)
+    source, names = loaded.source, (*weights.FILES, weights.SAMPLING, *weights.OF_TEACHER)
+    files = sorted(name for name in names if (loaded.folder / name).is_file())
     hardware = options.hardware or upload.ZERO_GPU
     (folder / upload.CARD).write_text(upload.space_card(*source.split("@"), files, hardware), encoding="utf-8")
     if options.dry_run:

@@ -24,7 +24,7 @@ class GeneratedSamples:
         self.folder = Path(where) if Path(where).is_dir() else None
         loaded = weights.load(where, device).alone()
         recorded = loaded.metrics.get("sha256", {}).get(weights.TENSORS)  # verified while loading
-        self.sha256 = recorded or sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
+        self.sha256 = recorded or sha256(loaded.folder / weights.TENSORS)
         self.network, self.sampling = loaded.network, loaded.sampling.for_network(loaded.network)
         self.name, self.sampler = loaded.source, loaded.network.sampler
         self.available = sum(MNIST_HISTOGRAM)

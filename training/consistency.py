@@ -63,7 +63,7 @@ class Consistency:
         t and s are the larger and smaller of two shifted logit-normal times, except that t = 1 or s = 0 for some jumps.
         Two such times are rarely close, least of all near t = 1, so a further share of the jumps is made short.
         """
-        batches, device, mine = self.batches, self.batches.device, self.batches.order.local_slice
+        batches, device, mine = self.batches, self.batches.device, self.batches.local_slice
         batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
         normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
         a, b, c, d, e, f = torch.rand(6, batches.batch, generator=generator, device=device)[:, mine]

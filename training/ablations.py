@@ -187,8 +187,9 @@ def draw_picture(found: dict[str, list[Moment]]) -> None:
 
 def rank_correlation(points: list[tuple[float, float]]) -> float:
     """Spearman's rank correlation of the two coordinates."""
-    ranks = torch.tensor(points).argsort(0).argsort(0).double()
-    return torch.corrcoef(ranks.T)[0, 1].item()
+    from torchmetrics.functional import spearman_corrcoef  # needed only to measure
+
+    return spearman_corrcoef(*torch.tensor(points, dtype=torch.double).T).item()
 
 
 def parsed(argv: list[str] | None) -> tuple[argparse.ArgumentParser, dict]:

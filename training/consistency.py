@@ -67,7 +67,7 @@ class Consistency:
         batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
         normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
         a, b, c, d, e, f = torch.rand(6, batches.batch, generator=generator, device=device)[:, mine]
-        times = flow.logit_normal(torch.stack([batch.normal, normal]), 0, 1, self.time_shift)
+        times = flow.logit_normal(torch.stack([batch.normal, normal]), self.time_shift)
         t = times.amax(0).masked_fill(a < FROM_NOISE, 1)
         s = times.amin(0).masked_fill(c < TO_IMAGE, 0)
         s = torch.where(b < SHORT, (t - f * LEG).clamp(min=0), s)

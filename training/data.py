@@ -98,7 +98,7 @@ class Batch(NamedTuple):
     pixels: torch.Tensor  # uint8 [B, 28, 28]
     labels: torch.Tensor  # int64 [B], some replaced by the null class
     noise: torch.Tensor  # [B, 1, 28, 28], standard normal
-    normal: torch.Tensor  # [B], standard normal: the logit of the time, before mean, std and shift
+    normal: torch.Tensor  # [B], standard normal: the logit of the time, before the shift
 
 
 class Batches:

@@ -42,7 +42,7 @@ def times(normal: torch.Tensor, config: Config) -> torch.Tensor:
     """The times of a batch, from standard normal draws `[B]`."""
     if config.uniform_times:
         return flow.shifted(torch.special.ndtr(normal), config.time_shift)
-    return flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
+    return flow.logit_normal(normal, config.time_shift)
 
 
 def offset(noise: torch.Tensor, strength: float) -> torch.Tensor:

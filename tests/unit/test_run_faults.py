@@ -193,6 +193,16 @@ def test_foreign_configuration_is_one_sentence(tmp_path):
             Config.load(tmp_path / "config.json")
 
 
+def test_former_fields_are_ignored_at_their_defaults(stopped, go, capsys):
+    path = stopped / "config.json"
+    original = json.loads(path.read_text())
+    path.write_text(json.dumps({**original, "time_mean": -0.5, "time_std": 1.0}))
+    assert go("--resume", "runs/a") == 2
+    assert "is not a configuration of this trainer" in capsys.readouterr().err
+    path.write_text(json.dumps({**original, "time_mean": 0.0, "time_std": 1.0}))
+    assert go("--resume", "runs/a") == 0
+
+
 @pytest.mark.parametrize("name", ["hpu", "meta", "xpu", "cuda:99999999999999999999", "", "cpu\n", "x" * 5000])
 def test_foreign_device_is_one_sentence(name):
     with pytest.raises(ValueError, match=r"^device .{2,50} is not available here; --device auto picks one that is$"):

@@ -138,7 +138,7 @@ def test_uniform_times_are_uniform_before_the_shift():
     assert (t - torch.linspace(0, 1, 20_000)).abs().max() < 0.02
     shifted = times(torch.zeros(1), Config(uniform_times=True, time_shift=3.0))
     assert shifted.item() == pytest.approx(0.75)
-    assert torch.equal(times(normal, Config()), flow.logit_normal(normal, 0.0, 1.0, Config.time_shift))
+    assert torch.equal(times(normal, Config()), flow.logit_normal(normal, Config.time_shift))
 
 
 def test_each_epoch_has_every_image_once_and_each_step_its_own_batch():
@@ -220,7 +220,7 @@ def test_presets_are_valid_and_full_is_the_default():
     "config",
     [
         *(Config(**options) for options in PRESETS.values()),
-        Config(time_mean=-0.5, init="my runs/a", seed=2**31 - 1, data="fashion"),
+        Config(weight_decay=0.5, init="my runs/a", seed=2**31 - 1, data="fashion"),
     ],
 )
 def test_recorded_command_gives_the_same_recipe(config):

@@ -130,7 +130,7 @@ class Config(RunConfig):
     predicts_image: bool = option(False)  # the network predicts the image; the loss is still on the velocity
     uniform_times: bool = option(False)  # before the shift, instead of logit-normal
     offset_noise: float = option(0.0, high=1)  # see `objective.offset`
-    immiscible: bool = option(False)  # see `objective.assigned`
+    immiscible: bool = option(False)  # see `objective.assign_noise`
 
     def __post_init__(self):
         super().__post_init__()

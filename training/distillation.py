@@ -21,14 +21,14 @@ from training.objective import compiled
 from training.run_folder import WEIGHTS, RunFolder
 from training.trainer import Trainer
 
-EASY = 0.01  # mean squared error below which the weight of an image barely grows
+ERROR_OFFSET = 0.01  # mean squared error below which the weight of an image barely grows
 
 
 def make_loss(network: nn.Module, config: DistillConfig, device: torch.device) -> Callable:
     """The weighted squared error of the average velocity, as a function of the fields of `consistency.Jumps`.
 
-    An image with mean squared error e has the weight 1 / (e + EASY)^p; otherwise the long jumps, whose errors are much
-    larger, would dominate the loss (adaptive weights, Geng et al., arXiv 2505.13447, §4.3).
+    An image with mean squared error e has the weight 1 / (e + ERROR_OFFSET)^p; otherwise the long jumps, whose errors
+    are much larger, would dominate the loss (adaptive weights, Geng et al., arXiv 2505.13447, §4.3).
     """
     bfloat16 = has_bfloat16(device)  # checked here: inside the loss it would break the compiled graph
 
@@ -36,7 +36,7 @@ def make_loss(network: nn.Module, config: DistillConfig, device: torch.device) -
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             predicted = network(x, t, s, labels, guidance)
         error = (predicted.float() - u).square().mean((1, 2, 3))
-        return (error / (error.detach() + EASY) ** config.error_power).mean()
+        return (error / (error.detach() + ERROR_OFFSET) ** config.error_power).mean()
 
     return loss
 

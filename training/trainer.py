@@ -307,11 +307,11 @@ class Trainer:
         moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in self.network.parameters()]
         fits = (
             whole
-            and all(alike({"summed_steps": 0, **state}[name], own[name]) for name in parts)
+            and all(same_structure({"summed_steps": 0, **state}[name], own[name]) for name in parts)
             and 0 <= state["step"] <= self.total
             and isinstance(state["initialized_from"], dict | None)
             and isinstance(state["optimizer"], dict)
-            and alike(state["optimizer"].get("state"), dict(enumerate(moments if state["step"] else ())))
+            and same_structure(state["optimizer"].get("state"), dict(enumerate(moments if state["step"] else ())))
         )
         if not fits:
             raise ValueError(f"the checkpoint in {self.folder.path} is from another network or incomplete")
@@ -348,10 +348,11 @@ class Trainer:
         }
 
 
-def alike(found, own) -> bool:
+def same_structure(found, own) -> bool:
     """Whether two states have the same keys, types and shapes."""
     if isinstance(own, dict):
-        return isinstance(found, dict) and found.keys() == own.keys() and all(alike(found[k], own[k]) for k in own)
+        same_keys = isinstance(found, dict) and found.keys() == own.keys()
+        return same_keys and all(same_structure(found[k], own[k]) for k in own)
     if isinstance(own, torch.Tensor):
         return isinstance(found, torch.Tensor) and found.shape == own.shape
     return type(found) is type(own)

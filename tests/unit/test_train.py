@@ -20,7 +20,7 @@ from tests.recovery.kills import equal, flat
 from training import checkpoint, data, trainer
 from training.command import start
 from training.config import PRESETS, Config, add_options
-from training.objective import assigned, learning_rate, make_loss, offset, times, update_ema
+from training.objective import assign_noise, learning_rate, make_loss, offset, times, update_ema
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 
@@ -110,17 +110,17 @@ def test_offset_noise_is_normal_with_a_common_part():
 @pytest.mark.parametrize("count", [7, 8])
 def test_immiscible_noise_is_a_closer_permutation(count):
     image, noise = torch.randn(count, 1, 28, 28), torch.randn(count, 1, 28, 28)
-    found = assigned(noise, image)
+    found = assign_noise(noise, image)
     assert sorted(found[:, 0, 0, 0].tolist()) == sorted(noise[:, 0, 0, 0].tolist())
     assert (image - found).square().sum() < (image - noise).square().sum()
-    again = assigned(found, image)  # a second pass can find further swaps
+    again = assign_noise(found, image)  # a second pass can find further swaps
     assert (image - again).square().sum() <= (image - found).square().sum()
 
 
 def test_immiscible_noise_of_a_pair_is_the_closer_of_two():
     image, noise = torch.eye(2).view(2, 1, 1, 2), torch.tensor([[0.1, 0.9], [0.8, 0.2]]).view(2, 1, 1, 2)
-    assert torch.equal(assigned(noise, image), noise.flip(0))
-    assert torch.equal(assigned(noise.flip(0), image), noise.flip(0))
+    assert torch.equal(assign_noise(noise, image), noise.flip(0))
+    assert torch.equal(assign_noise(noise.flip(0), image), noise.flip(0))
 
 
 def test_loss_assigns_the_noise_to_the_images():

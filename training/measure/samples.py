@@ -13,7 +13,7 @@ from model.common import sha256
 from model.sampling import MNIST_HISTOGRAM, SamplingConfig, draw, parse_labels
 from training.own_images import read_arrays
 
-FEWEST = 256  # digits: twice the 128 features; fewer give no meaningful metrics
+MIN_COUNT = 256  # digits: twice the 128 features; fewer give no meaningful metrics
 
 
 class GeneratedSamples:
@@ -97,6 +97,6 @@ def read_samples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     if outside.size:
         raise ValueError(f"labels must be from 0 to 11, not {outside[0]}")
     digits = int((labels < images.BLACK).sum())
-    if digits < FEWEST:
-        raise ValueError(f"{digits} digits of the classes 0 to 9 are too few; at least {FEWEST} are needed")
+    if digits < MIN_COUNT:
+        raise ValueError(f"{digits} digits of the classes 0 to 9 are too few; at least {MIN_COUNT} are needed")
     return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))

@@ -49,9 +49,9 @@ def shifted(t, shift: float):
     return shift * t / (1 + (shift - 1) * t)
 
 
-def logit_normal(normal: torch.Tensor, mean: float, std: float, shift: float) -> torch.Tensor:
-    """Training times from standard normal draws of any shape: the shifted sigmoid of N(mean, std)."""
-    return shifted(torch.sigmoid(mean + std * normal), shift)
+def logit_normal(normal: torch.Tensor, shift: float) -> torch.Tensor:
+    """Training times from standard normal draws of any shape: their sigmoid, shifted."""
+    return shifted(torch.sigmoid(normal), shift)
 
 
 def time_grid(steps: int, shift: float, start: float = 1.0) -> list[float]:

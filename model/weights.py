@@ -66,7 +66,7 @@ class Weights:
 
     `source` is a description for people. `notice` is "", or says why the bundled weights replace the requested ones, or
     that the teacher could not be loaded. `teacher` holds the velocity weights that a flow map was distilled
-    from, if available.
+    from, if available. `folder` is the one that they were read from.
     """
 
     network: DiT
@@ -75,6 +75,7 @@ class Weights:
     metrics: dict
     notice: str = ""
     teacher: "Weights | None" = None
+    folder: Path | None = None
 
     def choose(self, sampling: SamplingConfig) -> tuple[DiT, SamplingConfig]:
         """The network that draws best in this number of steps (a flow map in few, its teacher in many), and the
@@ -87,7 +88,7 @@ class Weights:
         return replace(sampling, time_shift=self.sampling.time_shift)
 
     def alone(self) -> "Weights":
-        """A copy without the teacher, for the static page; its default steps are few enough for the map."""
+        """A copy without the teacher, for the static page and evaluation; the map can draw its default steps."""
         if not self.teacher:
             return self
         steps = min(self.sampling.steps, TEACHER_FROM - 1)
@@ -171,7 +172,7 @@ def read(folder: Path) -> Weights:
         raise ValueError(f"{folder / TENSORS} holds numbers that are not finite")
     if metrics.get("sha256", {}).get("config", digest(config)) != digest(config):
         raise ValueError(f"{folder / CONFIG} does not match its sha256 in {METRICS}; restore the original file")
-    return Weights(network, sampling, str(folder), metrics)
+    return Weights(network, sampling, str(folder), metrics, folder=folder)
 
 
 def with_teacher(weights: Weights, folder: Path) -> Weights:

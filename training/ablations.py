@@ -22,9 +22,9 @@ from model.sampling import SamplingConfig
 from training import checkpoint
 from training.config import PRESETS, Config, add_options
 from training.measure import plots
-from training.measure.evaluation import MOST, Evaluation, Results
+from training.measure.evaluation import MAX_COUNT, Evaluation, Results
 from training.measure.reference import Reference
-from training.measure.samples import FEWEST, GeneratedSamples
+from training.measure.samples import MIN_COUNT, GeneratedSamples
 from training.run_folder import CONFIG, FILM, KEPT, METRICS, RUNS, WEIGHTS, RunFolder
 
 # Default options by device.
@@ -62,9 +62,17 @@ MEASURING = {
     "steps": "sampling steps",
     "points": "measurements per run, evenly spaced, with the last at its end",
 }
-AVERAGED, RAW = "release", "no-average"  # RAW is the last network of AVERAGED, without EMA
+WITH_EMA, NO_EMA = "release", "no-average"  # NO_EMA is the last network of WITH_EMA, without EMA
 # Changing any of these changes what the loss measures.
-OWN_LOSS = {"pixel_mean", "pixel_std", "time_shift", "uniform_times", "offset_noise", "immiscible", "label_drop"}
+INCOMPARABLE_LOSS = {
+    "pixel_mean",
+    "pixel_std",
+    "time_shift",
+    "uniform_times",
+    "offset_noise",
+    "immiscible",
+    "label_drop",
+}
 PICTURE = "ablations.png"
 HEAD = (
     "| row | flags | FD ÷ floor | coverage | class accuracy | loss | training, s |",
@@ -148,11 +156,11 @@ def loss_until(images: int, lines: list[dict]) -> float:
 
 def save_raw(folder: Path) -> Path:
     """Save the weights of a finished run without EMA in a separate folder; returns the folder."""
-    if not (folder / RAW).exists():
+    if not (folder / NO_EMA).exists():
         averaged = weights.load(str(folder / WEIGHTS), dtype=torch.float32)
         averaged.network.load_state_dict(checkpoint.load(folder)[0]["network"])
-        weights.save(averaged.network, folder / RAW, averaged.sampling, {"training": averaged.metrics["training"]})
-    return folder / RAW
+        weights.save(averaged.network, folder / NO_EMA, averaged.sampling, {"training": averaged.metrics["training"]})
+    return folder / NO_EMA
 
 
 def line(name: str, flags: str, moment: Moment, seconds: str) -> str:
@@ -165,30 +173,31 @@ def line(name: str, flags: str, moment: Moment, seconds: str) -> str:
 
 
 def rows(name: str, reference: Reference, drawing: dict) -> tuple[list[str], dict[str, list[Moment]]]:
-    """The table lines of a finished row (two for `AVERAGED`) and the moments of each."""
+    """The table lines of a finished row (two for `WITH_EMA`) and the moments of each."""
     found = {name: moments(name, reference, drawing)}
     seconds = max((row.get("seconds", 0) for row in RunFolder(folder_of(name)).rows(METRICS)), default=0)
     lines = [line(name, flags_of(name), found[name][-1], f"{seconds:.0f}")]
-    if name == AVERAGED:
+    if name == WITH_EMA:
         raw = Moment(found[name][-1].loss, measure(save_raw(folder_of(name)), reference, drawing))
-        found[RAW] = [raw]
-        lines.append(line(RAW, f"the last network of {name}", raw, ""))
+        found[NO_EMA] = [raw]
+        lines.append(line(NO_EMA, f"the last network of {name}", raw, ""))
     return lines, found
 
 
 def draw_picture(found: dict[str, list[Moment]]) -> None:
     """Plot loss against FD ÷ floor, with the rank correlation of the rows whose losses are comparable."""
     points = {name: [(moment.loss, moment.drawn["fd_ratio"]) for moment in run] for name, run in found.items()}
-    own_loss = {name for name in found if OWN_LOSS & ROWS.get(name, {}).keys()}
-    last = [run[-1] for name, run in points.items() if name not in own_loss and name != RAW]
+    own_loss = {name for name in found if INCOMPARABLE_LOSS & ROWS.get(name, {}).keys()}
+    last = [run[-1] for name, run in points.items() if name not in own_loss and name != NO_EMA]
     correlation = f"rank correlation of {len(last)} rows: {rank_correlation(last):.2f}" if len(last) > 2 else ""
     plots.loss_and_quality(RUNS / PICTURE, points, own_loss, correlation)
 
 
 def rank_correlation(points: list[tuple[float, float]]) -> float:
     """Spearman's rank correlation of the two coordinates."""
-    ranks = torch.tensor(points).argsort(0).argsort(0).double()
-    return torch.corrcoef(ranks.T)[0, 1].item()
+    from torchmetrics.functional import spearman_corrcoef  # needed only to measure
+
+    return spearman_corrcoef(*torch.tensor(points, dtype=torch.double).T).item()
 
 
 def parsed(argv: list[str] | None) -> tuple[argparse.ArgumentParser, dict]:
@@ -216,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         device = pick(options.get("device", "auto"))
         options = {**(CUDA if device.type == "cuda" else OTHER), **options}
         count, steps, points = (options.pop(name) for name in MEASURING)
-        count, points = check.whole("count", count, FEWEST, MOST), check.whole("points", points, 1, 100)
+        count, points = check.whole("count", count, MIN_COUNT, MAX_COUNT), check.whole("points", points, 1, 100)
         drawing = {"count": count, "seed": 0, **asdict(SamplingConfig(steps=steps, guidance=1.0))}
         options = shared(options, points)
         configs = {name: Config(**{**options, **ROWS[name]}) for name in names}

@@ -58,9 +58,8 @@ def dry_run(run: Trainer) -> None:
     norm = run.advance().item()
     loss, taken = distributed.sum_over_ranks(run.loss_sum).item() / distributed.world_size(), time.monotonic() - started
     rate = run.optimizer.param_groups[0]["lr"]
-    print_once(
-        f"One step, including compilation: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, rate {rate:.1e}"
-    )
+    what = "One step, including compilation" if run.config.compile else "One step"
+    print_once(f"{what}: {taken:.1f} s, loss {loss:.4f}, gradient norm {norm:.4f}, rate {rate:.1e}")
     print_once(
         f"Peak memory of the {'GPU' if run.device.type == 'cuda' else 'process'}: {peak_memory(run.device):.1f} GB"
     )

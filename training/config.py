@@ -92,6 +92,8 @@ class RunConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             values = None
+        if isinstance(values, dict):
+            values = {name: value for name, value in values.items() if (name, value) not in RETIRED}
         if not isinstance(values, dict) or not values.keys() <= {item.name for item in fields(cls)}:
             raise ValueError(f"{path} is not a configuration of this trainer")
         try:
@@ -118,8 +120,6 @@ class Config(RunConfig):
     pixel_mean: float = option(0.5, "subtracted from pixels in [0, 1]", high=1)
     pixel_std: float = option(0.3081, "divisor of the pixels, which gives the data unit variance", low=1e-3, high=1)
 
-    time_mean: float = option(0.0, "mean of the logit-normal time distribution", low=-10, high=10)
-    time_std: float = option(1.0, "standard deviation of that distribution", low=1e-3, high=10)
     time_shift: float = option(
         1.63206, "shift of times towards the noise, in training and sampling", low=1e-3, high=1e3
     )
@@ -130,7 +130,7 @@ class Config(RunConfig):
     predicts_image: bool = option(False)  # the network predicts the image; the loss is still on the velocity
     uniform_times: bool = option(False)  # before the shift, instead of logit-normal
     offset_noise: float = option(0.0, high=1)  # see `objective.offset`
-    immiscible: bool = option(False)  # see `objective.assigned`
+    immiscible: bool = option(False)  # see `objective.assign_noise`
 
     def __post_init__(self):
         super().__post_init__()
@@ -163,6 +163,8 @@ NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "qk_no
 # Fields that may change on resume, because they do not affect the weights.
 RESUMABLE = {"data_root", "device", "compile", "tensorboard", "log_every", "preview_every", "checkpoint_every"}
 RESUMABLE |= {"keep_weights"}
+
+RETIRED = {"time_mean": 0.0, "time_std": 1.0}.items()  # former fields in the config.json of older runs
 
 SHORT_RUN = {"batch": 128, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {

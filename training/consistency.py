@@ -63,11 +63,11 @@ class Consistency:
         t and s are the larger and smaller of two shifted logit-normal times, except that t = 1 or s = 0 for some jumps.
         Two such times are rarely close, least of all near t = 1, so a further share of the jumps is made short.
         """
-        batches, device, mine = self.batches, self.batches.device, self.batches.order.local_slice
+        batches, device, mine = self.batches, self.batches.device, self.batches.local_slice
         batch, generator = batches.at(step), seeded(device, batches.seed, "consistency", step)
         normal = torch.randn(batches.batch, generator=generator, device=device)[mine]
         a, b, c, d, e, f = torch.rand(6, batches.batch, generator=generator, device=device)[:, mine]
-        times = flow.logit_normal(torch.stack([batch.normal, normal]), 0, 1, self.time_shift)
+        times = flow.logit_normal(torch.stack([batch.normal, normal]), self.time_shift)
         t = times.amax(0).masked_fill(a < FROM_NOISE, 1)
         s = times.amin(0).masked_fill(c < TO_IMAGE, 0)
         s = torch.where(b < SHORT, (t - f * LEG).clamp(min=0), s)

@@ -92,46 +92,21 @@ def seeded(device: torch.device, *key) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest))
 
 
-class Order:
-    """The order of `size` examples: each epoch is a new permutation, and its last incomplete batch is dropped.
-
-    All processes have the same order and take their own slice of each batch, so the result does not depend on their
-    number. Raises ValueError if `batch` is larger than `size` or not divisible by `world`.
-    """
-
-    def __init__(self, size: int, batch: int, seed: int, device: torch.device, rank: int = 0, world: int = 1):
-        if batch > size:
-            raise ValueError(f"batch {batch} is larger than the data set of {size} images")
-        if batch % world:
-            raise ValueError(f"batch {batch} is not divisible by the {world} processes")
-        self.local_slice = slice(rank * batch // world, (rank + 1) * batch // world)
-        self.size, self.batch, self.seed, self.device = size, batch, seed, device
-        self.epoch, self.order = None, None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.size // self.batch
-
-    def at(self, step: int) -> torch.Tensor:
-        """The example indices `[batch]` of a step, counted from 0 over the whole run."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            generator = seeded(self.device, self.seed, "order", epoch)
-            self.epoch, self.order = epoch, torch.randperm(self.size, generator=generator, device=self.device)
-        return self.order[position * self.batch : (position + 1) * self.batch]
-
-
 class Batch(NamedTuple):
     """The random input of one step, batch dimension first."""
 
     pixels: torch.Tensor  # uint8 [B, 28, 28]
     labels: torch.Tensor  # int64 [B], some replaced by the null class
     noise: torch.Tensor  # [B, 1, 28, 28], standard normal
-    normal: torch.Tensor  # [B], standard normal: the logit of the time, before mean, std and shift
+    normal: torch.Tensor  # [B], standard normal: the logit of the time, before the shift
 
 
 class Batches:
-    """The batches of a run, by step; all processes draw the same global batch and take their own slice."""
+    """The batches of a run, by step: each epoch is a new permutation, and its last incomplete batch is dropped.
+
+    All processes draw the same global batch and take their own slice, so the result does not depend on their number.
+    Raises ValueError if `batch` is larger than the data set or not divisible by `world`.
+    """
 
     def __init__(
         self,
@@ -145,21 +120,30 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ):
-        self.order = Order(len(pixels), batch, seed, device, rank, world)
+        if batch > len(pixels):
+            raise ValueError(f"batch {batch} is larger than the data set of {len(pixels)} images")
+        if batch % world:
+            raise ValueError(f"batch {batch} is not divisible by the {world} processes")
+        self.local_slice = slice(rank * batch // world, (rank + 1) * batch // world)
         self.pixels, self.labels = pixels.to(device), labels.to(device)
         self.batch, self.label_drop, self.null_label = batch, label_drop, null_label
         self.seed, self.device = seed, device
+        self.epoch, self.order = None, None
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
+        return len(self.pixels) // self.batch
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over the whole run."""
-        chosen = self.order.at(step)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            generator = seeded(self.device, self.seed, "order", epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(self.pixels), generator=generator, device=self.device)
+        chosen = self.order[position * self.batch : (position + 1) * self.batch]
         generator = seeded(self.device, self.seed, "step", step)
         noise = torch.randn(self.batch, 1, SIZE, SIZE, generator=generator, device=self.device)
         normal = torch.randn(self.batch, generator=generator, device=self.device)
         dropped = torch.rand(self.batch, generator=generator, device=self.device) < self.label_drop
-        chosen, noise, normal, dropped = (whole[self.order.local_slice] for whole in (chosen, noise, normal, dropped))
+        chosen, noise, normal, dropped = (whole[self.local_slice] for whole in (chosen, noise, normal, dropped))
         return Batch(self.pixels[chosen], self.labels[chosen].masked_fill(dropped, self.null_label), noise, normal)

@@ -1,5 +1,6 @@
 """Distillation of a velocity network into a flow map, by consistency along its trajectories."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,14 +21,14 @@ from training.objective import compiled
 from training.run_folder import WEIGHTS, RunFolder
 from training.trainer import Trainer
 
-EASY = 0.01  # mean squared error below which the weight of an image barely grows
+ERROR_OFFSET = 0.01  # mean squared error below which the weight of an image barely grows
 
 
 def make_loss(network: nn.Module, config: DistillConfig, device: torch.device) -> Callable:
     """The weighted squared error of the average velocity, as a function of the fields of `consistency.Jumps`.
 
-    An image with mean squared error e has the weight 1 / (e + EASY)^p; otherwise the long jumps, whose errors are much
-    larger, would dominate the loss (adaptive weights, Geng et al., arXiv 2505.13447, §4.3).
+    An image with mean squared error e has the weight 1 / (e + ERROR_OFFSET)^p; otherwise the long jumps, whose errors
+    are much larger, would dominate the loss (adaptive weights, Geng et al., arXiv 2505.13447, §4.3).
     """
     bfloat16 = has_bfloat16(device)  # checked here: inside the loss it would break the compiled graph
 
@@ -35,7 +36,7 @@ def make_loss(network: nn.Module, config: DistillConfig, device: torch.device) -
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             predicted = network(x, t, s, labels, guidance)
         error = (predicted.float() - u).square().mean((1, 2, 3))
-        return (error / (error.detach() + EASY) ** config.error_power).mean()
+        return (error / (error.detach() + ERROR_OFFSET) ** config.error_power).mean()
 
     return loss
 
@@ -54,7 +55,7 @@ class Distiller(Trainer):
         config, kept = self.config, self.folder.path / WEIGHTS / weights.TEACHER
         where = str(kept) if self.folder.holds_run() and kept.is_dir() else config.teacher
         teacher = weights.load(where, dtype=torch.float32)
-        self.teacher = Path(where) if Path(where).is_dir() else weights.download(where)[0]
+        self.teacher = teacher.folder
         self.network = FlowMap.from_velocity(teacher.network)
         self.sampling = replace(teacher.sampling, steps=config.steps, time_shift=config.time_shift)
         self.initialized_from = teacher.metrics.get("training")
@@ -65,7 +66,8 @@ class Distiller(Trainer):
             raise ValueError(f"{self.data} does not have the teacher's classes; restore the images it was trained on")
         hashes = common.sha256(self.teacher / weights.TENSORS), data.fingerprint(*learned_from)
         self.data_sha256 = sha256("".join(hashes).encode()).hexdigest()
-        drawing = weights.load(where, self.device).network
+        dtype = torch.bfloat16 if has_bfloat16(self.device) else torch.float32
+        drawing = copy.deepcopy(teacher.network).to(self.device, dtype)
         process = self.device, distributed.rank(), distributed.world_size()
         batches = data.Batches(
             pixels, labels, config.batch, config.label_drop, drawing.null_label, config.seed, *process

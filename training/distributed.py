@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from model.common import python
 
-GIVEN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")  # numbers set by torchrun
+TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")  # numbers set by torchrun
 
 
 def joined() -> bool:
@@ -20,7 +20,7 @@ def join(device: str) -> None:
     Raises ValueError if there are more processes than GPUs, or torchrun's variables are missing or invalid.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" and not joined():
-        foreign = [name for name in GIVEN if not os.environ.get(name, "").isdecimal()]
+        foreign = [name for name in TORCHRUN_VARIABLES if not os.environ.get(name, "").isdecimal()]
         if foreign or "MASTER_ADDR" not in os.environ:
             raise ValueError(
                 "the environment has WORLD_SIZE, but not the other variables of torchrun; "

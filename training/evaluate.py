@@ -13,9 +13,9 @@ from model import check, weights
 from model.common import add_shared, python, sentence_on_error
 from model.device import pick
 from model.sampling import SamplingConfig, check_seed
-from training.measure.evaluation import MOST, PARTS, SWEEPS, Evaluation, Results, drawing_of
+from training.measure.evaluation import MAX_COUNT, PARTS, SWEEPS, Evaluation, Results, drawing_of
 from training.measure.reference import Reference
-from training.measure.samples import FEWEST, FileSamples, GeneratedSamples
+from training.measure.samples import MIN_COUNT, FileSamples, GeneratedSamples
 from training.release.card import results_table
 
 
@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         "--samples", type=Path, help="an .npz of images uint8 [N, 28, 28] and labels [N] to evaluate instead of weights"
     )
     parser.add_argument(
-        "--count", type=int, help=f"digits per row, {FEWEST} to {MOST} (default: {MOST}; on a CPU, sweeps 2000)"
+        "--count",
+        type=int,
+        help=f"digits per row, {MIN_COUNT} to {MAX_COUNT} (default: {MAX_COUNT}; on a CPU, sweeps 2000)",
     )
     parser.add_argument("--full", action="store_true", help="also measure CAS and the sweeps; saved rows are reused")
     parser.add_argument("--only", metavar="PARTS", help=f"only some of {','.join(PARTS)}; saved rows are reused")
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
                 needed = python("-m", "pip", "install", "-r", "requirements-dev.txt")
                 raise ValueError(f"evaluation needs {name}; install it with: {needed}")
         parts, device = parts_of(options), pick(options.device)
-        count = check.whole("count", MOST if options.count is None else options.count, FEWEST, MOST)
+        count = check.whole("count", MAX_COUNT if options.count is None else options.count, MIN_COUNT, MAX_COUNT)
         seed = check_seed(options.seed, count)
         SamplingConfig().updated(steps=options.steps, guidance=options.guidance)  # fail before anything is loaded
         samples = FileSamples(options.samples) if options.samples else GeneratedSamples(options.weights, device)

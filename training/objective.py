@@ -21,7 +21,7 @@ def make_loss(network: nn.Module, config: Config, device: torch.device, bfloat16
     """
     bfloat16 = bfloat16 and has_bfloat16(device)  # checked here: inside the loss it would break the compiled graph
 
-    assign = torch.compiler.disable(assigned) if config.immiscible else None  # its loop would be unrolled
+    assign = torch.compiler.disable(assign_noise) if config.immiscible else None  # its loop would be unrolled
 
     def loss(pixels, labels, noise, normal):
         image = images.to_model(pixels, config.pixel_mean, config.pixel_std)
@@ -42,7 +42,7 @@ def times(normal: torch.Tensor, config: Config) -> torch.Tensor:
     """The times of a batch, from standard normal draws `[B]`."""
     if config.uniform_times:
         return flow.shifted(torch.special.ndtr(normal), config.time_shift)
-    return flow.logit_normal(normal, config.time_mean, config.time_std, config.time_shift)
+    return flow.logit_normal(normal, config.time_shift)
 
 
 def offset(noise: torch.Tensor, strength: float) -> torch.Tensor:
@@ -56,7 +56,7 @@ def offset(noise: torch.Tensor, strength: float) -> torch.Tensor:
     return noise + (scale - 1) * noise.mean((1, 2, 3), keepdim=True)
 
 
-def assigned(noise: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def assign_noise(noise: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """The noise `[B, 1, H, W]` of a batch, reordered so that each sample is close to its image (immiscible diffusion,
     Li et al., arXiv 2406.12303, §4).
 

@@ -27,8 +27,9 @@ def show(folder: Path, repo: str) -> None:
 def publish_weights(options: argparse.Namespace, folder: Path) -> None:
     upload.stage(options.folder, upload.OF_WEIGHTS, folder)
     upload.check(folder)
-    if not (folder / upload.CARD).exists():
-        (folder / upload.CARD).write_text(str(card(folder, options.repo)), encoding="utf-8")
+    readme = folder / upload.CARD
+    text = readme.read_text(encoding="utf-8") if readme.exists() else str(card(folder, options.repo))
+    readme.write_text(text.replace("USER/NAME", options.repo), encoding="utf-8")  # as in a card written without --repo
     if options.dry_run:
         return show(folder, options.repo)
     commit = upload.send_weights(folder, options.repo, options.private, options.branch, options.pr)
@@ -42,9 +43,9 @@ def publish_space(options: argparse.Namespace, folder: Path) -> None:
         raise ValueError(
             f"a Space needs weights from the Hub, but {options.weights} is a local folder; publish it first"
         )
-    source = weights.load(options.weights).source
-    cached, names = weights.download(source)[0], (*weights.FILES, weights.SAMPLING, *weights.OF_TEACHER)
-    files = sorted(name for name in names if (cached / name).is_file())
+    loaded = weights.load(options.weights)
+    source, names = loaded.source, (*weights.FILES, weights.SAMPLING, *weights.OF_TEACHER)
+    files = sorted(name for name in names if (loaded.folder / name).is_file())
     hardware = options.hardware or upload.ZERO_GPU
     (folder / upload.CARD).write_text(upload.space_card(*source.split("@"), files, hardware), encoding="utf-8")
     if options.dry_run:

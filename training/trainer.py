@@ -52,6 +52,7 @@ class Trainer:
         )
         self.step, self.seconds = 0, 0.0
         self.loss_sum = torch.zeros((), device=self.device)  # since the last log line
+        self.summed_steps = 0  # since then, including the non-finite ones
         self.nonfinite_since_log = torch.zeros((), device=self.device)  # steps
         self.nonfinite_in_a_row = torch.zeros((), device=self.device)  # steps
 
@@ -192,6 +193,7 @@ class Trainer:
         self.nonfinite_in_a_row = (self.nonfinite_in_a_row + 1) * nonfinite
         self.nonfinite_since_log += nonfinite
         self.loss_sum += torch.where(finite > 0, loss, 0)
+        self.summed_steps += 1
 
     def must_stop(self) -> bool:
         """Whether a signal arrived; all processes agree on it, so that they stop after the same step."""
@@ -205,11 +207,12 @@ class Trainer:
         Raises ValueError after `NONFINITE_LIMIT` steps in a row without a finite gradient.
         """
         nonfinite, rate = int(self.nonfinite_since_log.item()), self.optimizer.param_groups[0]["lr"]
-        steps = self.config.log_every - nonfinite
+        steps = self.summed_steps - nonfinite
         loss = (
             distributed.sum_over_ranks(self.loss_sum).item() / steps / distributed.world_size() if steps else math.nan
         )
         self.loss_sum.zero_()
+        self.summed_steps = 0
         self.nonfinite_since_log.zero_()
         if self.nonfinite_in_a_row.item() >= NONFINITE_LIMIT:
             raise ValueError(
@@ -251,6 +254,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "loss_sum": self.loss_sum,
+            "summed_steps": self.summed_steps,
             "nonfinite_since_log": self.nonfinite_since_log,
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "initialized_from": self.initialized_from,
@@ -283,6 +287,7 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
         for name in ("step", "seconds", "initialized_from"):
             setattr(self, name, state[name])
+        self.summed_steps = state.get("summed_steps", self.step % self.config.log_every)  # missing in older checkpoints
         for name in ("loss_sum", "nonfinite_since_log", "nonfinite_in_a_row"):
             getattr(self, name).copy_(state[name])
         self.folder.clean_logs(self.step)
@@ -290,7 +295,7 @@ class Trainer:
     def check_state(self, state) -> None:
         """Raise ValueError unless `state` is a complete checkpoint of this run."""
         own, recipe = self.state(), self.config.recipe()
-        whole = isinstance(state, dict) and state.keys() == own.keys() and isinstance(state["config"], dict)
+        whole = isinstance(state, dict) and {*state, "summed_steps"} == own.keys() and isinstance(state["config"], dict)
         changed = sorted(
             name
             for name in recipe
@@ -302,11 +307,11 @@ class Trainer:
         moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in self.network.parameters()]
         fits = (
             whole
-            and all(alike(state[name], own[name]) for name in parts)
+            and all(same_structure({"summed_steps": 0, **state}[name], own[name]) for name in parts)
             and 0 <= state["step"] <= self.total
             and isinstance(state["initialized_from"], dict | None)
             and isinstance(state["optimizer"], dict)
-            and alike(state["optimizer"].get("state"), dict(enumerate(moments if state["step"] else ())))
+            and same_structure(state["optimizer"].get("state"), dict(enumerate(moments if state["step"] else ())))
         )
         if not fits:
             raise ValueError(f"the checkpoint in {self.folder.path} is from another network or incomplete")
@@ -343,10 +348,11 @@ class Trainer:
         }
 
 
-def alike(found, own) -> bool:
+def same_structure(found, own) -> bool:
     """Whether two states have the same keys, types and shapes."""
     if isinstance(own, dict):
-        return isinstance(found, dict) and found.keys() == own.keys() and all(alike(found[k], own[k]) for k in own)
+        same_keys = isinstance(found, dict) and found.keys() == own.keys()
+        return same_keys and all(same_structure(found[k], own[k]) for k in own)
     if isinstance(own, torch.Tensor):
         return isinstance(found, torch.Tensor) and found.shape == own.shape
     return type(found) is type(own)

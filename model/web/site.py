@@ -89,7 +89,7 @@ def write(loaded: weights.Weights, folder: Path, address: str) -> None:
 
 def write_weights(loaded: weights.Weights, folder: Path) -> Path:
     """Copy the tensors and write the JSON files that the engine reads; returns the new folder of weights."""
-    source = source_folder(loaded)
+    source = loaded.folder
     with safe_open(source / weights.TENSORS, "pt") as file:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     if kinds != {"F16"}:
@@ -111,13 +111,6 @@ def write_weights(loaded: weights.Weights, folder: Path) -> Path:
     for name, content in texts.items():
         (kept / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return kept
-
-
-def source_folder(loaded: weights.Weights) -> Path:
-    """The folder that weights were read from."""
-    if loaded.source == "bundled":
-        return weights.BUNDLED
-    return Path(loaded.source) if Path(loaded.source).is_dir() else weights.download(loaded.source)[0]
 
 
 def write_code(folder: Path) -> Path:

@@ -48,6 +48,19 @@ def test_weights_are_sent_as_they_are(worker, hub, house):
     assert "--weights me/tiny" in card
 
 
+def test_a_card_written_without_a_name_gets_that_of_its_repository(worker, hub, tmp_path):
+    folder = save_map(tmp_path / "map", 0)
+    assert worker.command("training.card", "--weights", folder).status == 0
+    written = (folder / "README.md").read_text(encoding="utf-8") + "\nA sentence added by hand.\n"
+    (folder / "README.md").write_text(written, encoding="utf-8")
+    assert publish(worker, "weights", "me/map", "--from", folder).status == 0
+    sent = published(hub, "me/map")["README.md"].decode()
+    assert "https://huggingface.co/spaces/me/map digits\n" in sent
+    assert "hf download me/map " in sent
+    assert sent.endswith("A sentence added by hand.\n")
+    assert (folder / "README.md").read_text(encoding="utf-8") == written
+
+
 def test_the_same_content_again_makes_no_commit(worker, hub):
     publish(worker, "weights", "me/tiny")
     before = dict(hub.repositories["model", "me/tiny"].refs)

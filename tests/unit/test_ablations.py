@@ -107,9 +107,10 @@ def test_failed_row_says_so_and_the_next_one_follows(command, measured, monkeypa
 
 
 def test_rank_correlation_knows_order_only():
-    assert ablations.rank_correlation([(1, 10), (2, 11), (30, 5000)]) == pytest.approx(1)
-    assert ablations.rank_correlation([(1, 9), (2, 8), (30, -5000)]) == pytest.approx(-1)
-    assert ablations.rank_correlation([(1, 1), (2, 3), (3, 2)]) == pytest.approx(0.5)
+    pytest.importorskip("torchmetrics", reason="torchmetrics is a development package")
+    assert ablations.rank_correlation([(1, 10), (2, 11), (30, 5000)]) == pytest.approx(1, abs=1e-5)
+    assert ablations.rank_correlation([(1, 9), (2, 8), (30, -5000)]) == pytest.approx(-1, abs=1e-5)
+    assert ablations.rank_correlation([(1, 1), (2, 3), (3, 2)]) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_labels_of_the_picture_keep_their_order_and_distance():

@@ -11,8 +11,7 @@ from model import weights
 from model.dit import DiT
 from model.sampling import SamplingConfig
 from training.card import main
-from training.config import PRESETS, Config
-from training.release.card import FIGURES, card, is_default, results_table
+from training.release.card import FIGURES, card, results_table
 
 ROOT = Path(__file__).parent.parent.parent
 TRAINING = {
@@ -122,7 +121,7 @@ def test_the_card_of_measured_weights_shows_their_figures(folder):
     for part in (
         results_table({"evaluation": row()}),
         "(samples.png)",
-        "10,000 digits, 20 steps (some method), guidance 1, seed 0",
+        "10,000 digits, 20 steps (some method), time shift 1.5, guidance 1, seed 0",
         "black: mean 0.01, standard deviation 0.10",
         "python -m training.evaluate --full",
         "ba9876543210",
@@ -147,30 +146,9 @@ def test_the_card_of_initialized_weights_shows_both_trainings(folder):
     written = card(folder)
     assert written.text.index(f"\n{TRAINING['command']}\n") < written.text.index(f"\n{command}\n")
     assert "10 passes over mnist" in joined(written)
+    assert written.text.count("This is the command at that commit") == 2
     assert "Initialized from those weights: another 3 passes over mnist" in joined(written)
     assert "8 minutes on cpu, 2 threads" in joined(written)
-
-
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        (Config(lr=2e-4).command(), False),
-        (Config(**PRESETS["cpu"]).command(), False),
-        (Config(init="weights").command(), False),
-        ("python -m training.train", False),  # nothing to explain
-        ("python -m training.train --lr 0.001 --beta2 0.99", True),
-        ("python -m training.train --lr 0.001 --ema-also 2000000,100000", True),  # of an earlier version
-        ("python -m training.train --lr 0.002 --ema-also 2000000,100000", False),
-        ("python -m training.train --epochs many", False),
-        ("python -m training.train --epochs", False),
-        ('"', False),
-        ("", False),
-    ],
-)
-def test_a_command_of_the_default_recipe_is_recognized(folder, command, expected):
-    assert is_default(command) == expected
-    add(folder, training={**TRAINING, "command": command})
-    assert ("These settings are now the trainer's defaults" in card(folder).text) == expected
 
 
 def test_errors_are_sentences(tmp_path, capsys):

@@ -65,6 +65,24 @@ def test_unreadable_lines_never_stop_a_run(stopped, go, capsys):
     assert capsys.readouterr().out == ""  # no message about intact logs
 
 
+def test_the_mean_loss_is_right_after_a_change_of_the_log_interval(stopped, go):
+    """Step 3 was summed with an interval of two; the next line, with one of four, is the mean of steps 3 and 4."""
+    assert go("--resume", "runs/a", log_every=4) == 0
+    assert go("--name", "whole", epochs=1) == 0
+    resumed, whole = (RunFolder(stopped.with_name(name)).rows("metrics.jsonl")[-1] for name in ("a", "whole"))
+    assert (resumed["step"], resumed["loss"]) == (4, whole["loss"])
+
+
+def test_a_checkpoint_from_before_the_steps_of_the_loss_were_counted_resumes(stopped, go):
+    state = checkpoint.load(stopped)[0]
+    del state["summed_steps"]
+    checkpoint.save(stopped, state)
+    assert go("--resume", "runs/a") == 0
+    assert go("--name", "whole", epochs=1) == 0
+    resumed, whole = (RunFolder(stopped.with_name(name)).rows("metrics.jsonl")[-1] for name in ("a", "whole"))
+    assert (resumed["step"], resumed["loss"]) == (4, whole["loss"])
+
+
 # ---- checkpoints
 
 
@@ -90,6 +108,7 @@ FOREIGN = {
     "optimizer": altered(lambda state: state["optimizer"]["state"].pop(0)),
     "moments": altered(lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(1))),
     "loss": altered(lambda state: state.update(loss_sum=1.0)),
+    "text as steps of the loss": altered(lambda state: state.update(summed_steps="1")),
 }
 
 
@@ -145,6 +164,16 @@ def test_foreign_configuration_is_one_sentence(tmp_path):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"config\.json is not a configuration of this trainer$"):
             Config.load(tmp_path / "config.json")
+
+
+def test_former_fields_are_ignored_at_their_defaults(stopped, go, capsys):
+    path = stopped / "config.json"
+    original = json.loads(path.read_text())
+    path.write_text(json.dumps({**original, "time_mean": -0.5, "time_std": 1.0}))
+    assert go("--resume", "runs/a") == 2
+    assert "is not a configuration of this trainer" in capsys.readouterr().err
+    path.write_text(json.dumps({**original, "time_mean": 0.0, "time_std": 1.0}))
+    assert go("--resume", "runs/a") == 0
 
 
 @pytest.mark.parametrize("name", ["hpu", "meta", "xpu", "cuda:99999999999999999999", "", "cpu\n", "x" * 5000])
@@ -207,6 +236,11 @@ def test_other_variables_of_torchrun_do_not_matter_to_one_process(go, monkeypatc
     for name in ("LOCAL_RANK", "RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "x")
     assert go("--dry-run") == 0
+
+
+def test_a_dry_run_mentions_compilation_only_if_it_compiles(go, capsys):
+    assert go("--dry-run") == 0
+    assert "compil" not in capsys.readouterr().out.lower()
 
 
 # ---- data

@@ -13,7 +13,7 @@ from model.common import sha256
 from model.sampling import MNIST_HISTOGRAM, SamplingConfig, draw, parse_labels
 from training.own_images import read_arrays
 
-FEWEST = 256  # digits: twice the 128 features; fewer give no meaningful metrics
+MIN_COUNT = 256  # digits: twice the 128 features; fewer give no meaningful metrics
 
 
 class GeneratedSamples:
@@ -22,9 +22,9 @@ class GeneratedSamples:
     def __init__(self, where: str | None, device: torch.device):
         where = where or os.environ.get("WEIGHTS") or str(weights.BUNDLED)
         self.folder = Path(where) if Path(where).is_dir() else None
-        loaded = weights.load(where, device)
+        loaded = weights.load(where, device).alone()
         recorded = loaded.metrics.get("sha256", {}).get(weights.TENSORS)  # verified while loading
-        self.sha256 = recorded or sha256((self.folder or weights.download(where)[0]) / weights.TENSORS)
+        self.sha256 = recorded or sha256(loaded.folder / weights.TENSORS)
         self.network, self.sampling = loaded.network, loaded.sampling.for_network(loaded.network)
         self.name, self.sampler = loaded.source, loaded.network.sampler
         self.available = sum(MNIST_HISTOGRAM)
@@ -97,6 +97,6 @@ def read_samples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     if outside.size:
         raise ValueError(f"labels must be from 0 to 11, not {outside[0]}")
     digits = int((labels < images.BLACK).sum())
-    if digits < FEWEST:
-        raise ValueError(f"{digits} digits of the classes 0 to 9 are too few; at least {FEWEST} are needed")
+    if digits < MIN_COUNT:
+        raise ValueError(f"{digits} digits of the classes 0 to 9 are too few; at least {MIN_COUNT} are needed")
     return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))

@@ -1,6 +1,5 @@
 """The model card of a folder of weights, written from its metrics.json."""
 
-import argparse
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +10,6 @@ from model import check, weights
 from model.dit import DiT
 from model.flow_map import FlowMap
 from model.images import CLASSES
-from training.config import Config, add_options
 
 # metric, display name, format, metric type on the Hub
 FIGURES = (
@@ -122,8 +120,8 @@ def results(metrics: dict) -> str:
     settings, real, accuracy = row["settings"], row["real"], row["extractor_accuracy"]
     drawing = f"{settings['count']:,} digits"
     if settings["steps"]:
-        drawing += f", {settings['steps']} steps ({settings['sampler']}), guidance {settings['guidance']:g}"
-        drawing += f", seed {settings['seed']}"
+        drawing += f", {settings['steps']} steps ({settings['sampler']}), time shift {settings['time_shift']:g}"
+        drawing += f", guidance {settings['guidance']:g}, seed {settings['seed']}"
     text = f"""## Results
 
 {results_table(metrics)}
@@ -192,27 +190,13 @@ commit `{record["commit"]}`.
 
 ```sh
 {record["command"]}
-```"""
-    if is_default(record["command"]):
-        text += "\n\nThese settings are now the trainer's defaults: `python -m training.train` is the same recipe."
+```
+
+This is the command at that commit; later versions may have other flags."""
     if before := record.get("initialized_from"):
         how = "Distilled" if "training.distill" in record["command"] else "Initialized"
         return f"{recipe(before)}\n\n{how} from those weights: another {text}"
     return text
-
-
-def is_default(command: str) -> bool:
-    """Whether a recorded command, of this or an earlier version of the trainer, spells out the default recipe."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    add_options(parser)
-    try:
-        _, _, module, *words = shlex.split(command)
-        config = Config(**vars(parser.parse_known_args(words)[0]))
-    except (ValueError, argparse.ArgumentError):
-        return False
-    return (
-        bool(words) and module == "training.train" and "--preset" not in words and config.recipe() == Config().recipe()
-    )
 
 
 LIMITS = """## Limitations

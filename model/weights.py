@@ -29,14 +29,14 @@ from model.sampling import SamplingConfig
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, TENSORS, METRICS, SAMPLING = "config.json", "model.safetensors", "metrics.json", "sampling.json"
-FILES = (CONFIG, METRICS, TENSORS)  # required with SAMPLING
+FILES = (CONFIG, SAMPLING, METRICS, TENSORS)
 KINDS = {network.kind: network for network in (DiT, FlowMap)}  # `kind` in config.json; a velocity network needs none
 TEACHER = "teacher"  # in the folder of a flow map: the weights that it was distilled from
 TEACHER_FROM = 9  # from this number of steps on, the teacher draws better
 UNWRITTEN = {"qk_norm": True, "predicts_image": False}.items()  # left out of config.json: only ablations differ
 LARGEST = 10_000_000  # bytes of a JSON file
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-OF_TEACHER = tuple(f"{TEACHER}/{name}" for name in (*FILES, SAMPLING))
+OF_TEACHER = tuple(f"{TEACHER}/{name}" for name in FILES)
 
 # The fields of metrics.json, as kinds of `check.typed`.
 NUMBER, FIGURES = int | float, {...: int | float}
@@ -111,7 +111,7 @@ def load(where: str | None = None, device: torch.device | str = "cpu", dtype: to
         try:
             weights = read(folder)
         except ValueError as error:
-            hub.forget(folder, (*FILES, SAMPLING))
+            hub.forget(folder, FILES)
             raise ValueError(str(error).replace(str(folder), where)) from None
         if isinstance(weights.network, FlowMap):
             download_teacher(source)
@@ -289,7 +289,7 @@ def save(network: DiT, folder: Path, sampling: SamplingConfig, metrics: dict, te
         (new / METRICS).write_text(json.dumps({**metrics, "sha256": hashes}, indent=2) + "\n", encoding="utf-8")
         if teacher:
             (new / TEACHER).mkdir()
-            for path in (teacher / name for name in (*FILES, SAMPLING)):
+            for path in (teacher / name for name in FILES):
                 if path.is_file():
                     shutil.copyfile(path, new / TEACHER / path.name)
 
@@ -299,7 +299,7 @@ def download(where: str) -> tuple[Path, str]:
 
     Raises OSError with a one-sentence message.
     """
-    return hub.download(where, (*FILES, SAMPLING))
+    return hub.download(where, FILES)
 
 
 def download_teacher(source: str) -> None:

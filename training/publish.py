@@ -44,7 +44,7 @@ def publish_space(options: argparse.Namespace, folder: Path) -> None:
             f"a Space needs weights from the Hub, but {options.weights} is a local folder; publish it first"
         )
     loaded = weights.load(options.weights)
-    source, names = loaded.source, (*weights.FILES, weights.SAMPLING, *weights.OF_TEACHER)
+    source, names = loaded.source, (*weights.FILES, *weights.OF_TEACHER)
     files = sorted(name for name in names if (loaded.folder / name).is_file())
     hardware = options.hardware or upload.ZERO_GPU
     (folder / upload.CARD).write_text(upload.space_card(*source.split("@"), files, hardware), encoding="utf-8")

@@ -393,5 +393,5 @@ def test_weights_and_page_from_a_real_mirror(olah, worker, house, folders, tmp_p
         assert from_olah.run(code).status == 0
     for home in (tmp_path / "home", tmp_path / "page"):
         cached = home / "hub" / "models--me--tiny" / "snapshots" / commit
-        for file in (*weights.FILES, weights.SAMPLING):
+        for file in weights.FILES:
             assert (cached / file).read_bytes() == (folders[0] / file).read_bytes()

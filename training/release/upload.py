@@ -33,7 +33,7 @@ from training.release.card import PICTURES, results_table
 
 ROOT = Path(__file__).parent.parent.parent
 CARD = "README.md"
-OPTIONAL = (weights.SAMPLING, CARD, *(name for name, *_ in PICTURES), *weights.OF_TEACHER)
+OPTIONAL = (CARD, *(name for name, *_ in PICTURES), *weights.OF_TEACHER)
 OF_WEIGHTS = (*weights.FILES, *OPTIONAL)
 OF_SPACE = (
     "app.py",

@@ -123,7 +123,7 @@ async function drawFilm(engines, wanted, onGrowth = () => {}) {
             onGrowth(film);
         });
     });
-    const stop = () => parts.forEach((part, i) => engines[i].stop(part)); // or they would show the film's next states
+    const stop = () => parts.forEach((part, i) => engines[i].stop(part)); // a newer drawing took an engine
     const areDone = await Promise.all(parts.map(async part => await part || stop()));
     return areDone.every(Boolean) ? film : null;
 }
@@ -351,6 +351,7 @@ function few(film) {
 // ---- tab Numbers
 
 let written = ""; // the number in the row, also while it is being drawn
+let writing = 0; // counts the drawings of a number
 
 async function writeNumber() {
     const number = field("number").value.replace(/[\s./-]/g, "");
@@ -359,7 +360,8 @@ async function writeNumber() {
     if (!fine || !ready(number.length)) return;
     const wanted = subject(), began = performance.now(), names = [...number];
     const seeds = names.map((_, i) => wanted.seed + i);
-    const grown = film => {
+    const mine = ++writing, grown = film => {
+        if (mine !== writing) return; // a newer number may need fewer engines
         elements.row.hidden = false;
         elements.row.film = film;
     };

@@ -64,7 +64,7 @@ def draw(worker, where, load: str = "load", limits=None) -> Drawn:
 
 def seven(folder: Path) -> list[list[int]]:
     """The expected result of the page's `/draw` for a 7 with seed 5 and the weights in a folder."""
-    loaded = weights.read(folder)
+    loaded = weights.load(str(folder))
     return next(sampling.draw(loaded.network, torch.tensor([7]), 5, loaded.sampling))[0].tolist()
 
 

@@ -78,8 +78,8 @@ class Weights:
     folder: Path | None = None
 
     def choose(self, sampling: SamplingConfig) -> tuple[DiT, SamplingConfig]:
-        """The network that draws best in this number of steps (a flow map in few, its teacher in many), and the
-        settings with its own time shift, and a guidance that it supports."""
+        """The network that draws best in this number of steps (a flow map in few, its teacher in many), and its
+        settings: with its own time shift, and a guidance that it supports."""
         chosen = self.teacher if self.teacher and sampling.steps >= TEACHER_FROM else self
         return chosen.network, chosen.shifted(sampling).for_network(chosen.network)
 

@@ -92,8 +92,6 @@ class RunConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             values = None
-        if isinstance(values, dict):
-            values = {name: value for name, value in values.items() if (name, value) not in RETIRED}
         if not isinstance(values, dict) or not values.keys() <= {item.name for item in fields(cls)}:
             raise ValueError(f"{path} is not a configuration of this trainer")
         try:
@@ -163,8 +161,6 @@ NETWORK = ("width", "depth", "heads", "patch", "pixel_mean", "pixel_std", "qk_no
 # Fields that may change on resume, because they do not affect the weights.
 RESUMABLE = {"data_root", "device", "compile", "tensorboard", "log_every", "preview_every", "checkpoint_every"}
 RESUMABLE |= {"keep_weights"}
-
-RETIRED = {"time_mean": 0.0, "time_std": 1.0}.items()  # former fields in the config.json of older runs
 
 SHORT_RUN = {"batch": 128, "warmup_steps": 300, "decay_share": 0.4, "ema_images": 50_000.0}
 PRESETS = {

@@ -285,9 +285,8 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         # Hyperparameters come from the configuration, moments from the checkpoint.
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
-        for name in ("step", "seconds", "initialized_from"):
+        for name in ("step", "seconds", "summed_steps", "initialized_from"):
             setattr(self, name, state[name])
-        self.summed_steps = state.get("summed_steps", self.step % self.config.log_every)  # missing in older checkpoints
         for name in ("loss_sum", "nonfinite_since_log", "nonfinite_in_a_row"):
             getattr(self, name).copy_(state[name])
         self.folder.clean_logs(self.step)
@@ -295,7 +294,7 @@ class Trainer:
     def check_state(self, state) -> None:
         """Raise ValueError unless `state` is a complete checkpoint of this run."""
         own, recipe = self.state(), self.config.recipe()
-        whole = isinstance(state, dict) and {*state, "summed_steps"} == own.keys() and isinstance(state["config"], dict)
+        whole = isinstance(state, dict) and state.keys() == own.keys() and isinstance(state["config"], dict)
         changed = sorted(
             name
             for name in recipe
@@ -307,7 +306,7 @@ class Trainer:
         moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in self.network.parameters()]
         fits = (
             whole
-            and all(same_structure({"summed_steps": 0, **state}[name], own[name]) for name in parts)
+            and all(same_structure(state[name], own[name]) for name in parts)
             and 0 <= state["step"] <= self.total
             and isinstance(state["initialized_from"], dict | None)
             and isinstance(state["optimizer"], dict)

@@ -117,9 +117,10 @@
         if (shown.localName === "digit-arrows" && latest) shown.film = latest; // another view of the same film
         const show = () => {
             element.classList.remove("stale");
-            if (area) area.waits = props.value.columns?.length < props.value.total;
-            if (shown.film) shown.hidden = !props.value; // the sketch was cleared
-            if (props.value) PICTURES[shown.localName]?.(shown, props.value);
+            const {value} = props;
+            if (area) area.waits = value?.columns?.length < value?.total;
+            if (shown.film) shown.hidden = !value; // the sketch was cleared
+            if (value) PICTURES[shown.localName]?.(shown, value);
         };
         watch("value", show);
         if (shown.id !== "film" || !isLink()) show();

@@ -96,8 +96,8 @@ class Studio:
         if START["digit"] not in self.classes:
             self.start["digit"] = self.classes[0]
         self.opening = None if OWN_DEVICE else self.digit(list(self.start.values()))
-        on_device = (self.whole, self.film, self.paths, self.batches, self.columns)
-        self.whole, self.film, self.paths, self.batches, self.columns = map(on_gpu, on_device)
+        on_device = (self.whole, self.film, self.paths, self.batches, self.comparison)
+        self.whole, self.film, self.paths, self.batches, self.comparison = map(on_gpu, on_device)
 
     # ---- taking turns
 
@@ -135,9 +135,9 @@ class Studio:
     def batches(self, *values):
         yield from sampling.draw(self.network_for(values), *values, self.turn)
 
-    def columns(self, configs, labels, seed):
+    def comparison(self, configs, labels, seed):
         """The comparison of steps with the page's network, or, for two `configs`, with its teacher and then itself."""
-        networks = [self.teacher, self.network][-len(configs) :]
+        networks = (self.network,) if len(configs) == 1 else (self.teacher, self.network)
         yield from sampling.compare_steps(list(zip(networks, configs, strict=True)), labels, seed, self.turn)
 
     def network_for(self, values):
@@ -166,7 +166,7 @@ class Studio:
     def compare_steps(self, digit, seed, *configs):
         """The columns of the comparison of steps, for one class or "all" ten."""
         labels = torch.arange(len(self.classes[:10])) if digit == "all" else self.label(digit)
-        yield from self.while_wanted(self.columns(configs, labels, sampling.check_seed(seed)))
+        yield from self.while_wanted(self.comparison(configs, labels, sampling.check_seed(seed)))
 
     def labels(self, classes, count):
         return sampling.parse_labels(classes, check.whole("count", count, 1, MAX_SHEET), names=self.classes)

@@ -189,7 +189,7 @@ def test_only_checked_values_reach_the_gpu():
     assert len(drawing.morph_api("7", 1, 2, 3, 1)) == 3
     assert np.array(drawing.finish_api([9] * 784, "7", steps=1)).shape == (28, 28)
     assert drawing.paths_tab(["7", 1, 1, 1.0])["digits"] == ["7"]
-    assert calls == ["whole", "batches", "columns", "film", "film", "whole", "paths"]
+    assert calls == ["whole", "batches", "comparison", "film", "film", "whole", "paths"]
 
 
 # ---- drawings that take turns

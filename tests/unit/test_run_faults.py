@@ -73,16 +73,6 @@ def test_the_mean_loss_is_right_after_a_change_of_the_log_interval(stopped, go):
     assert (resumed["step"], resumed["loss"]) == (4, whole["loss"])
 
 
-def test_a_checkpoint_from_before_the_steps_of_the_loss_were_counted_resumes(stopped, go):
-    state = checkpoint.load(stopped)[0]
-    del state["summed_steps"]
-    checkpoint.save(stopped, state)
-    assert go("--resume", "runs/a") == 0
-    assert go("--name", "whole", epochs=1) == 0
-    resumed, whole = (RunFolder(stopped.with_name(name)).rows("metrics.jsonl")[-1] for name in ("a", "whole"))
-    assert (resumed["step"], resumed["loss"]) == (4, whole["loss"])
-
-
 # ---- checkpoints
 
 
@@ -164,16 +154,6 @@ def test_foreign_configuration_is_one_sentence(tmp_path):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"config\.json is not a configuration of this trainer$"):
             Config.load(tmp_path / "config.json")
-
-
-def test_former_fields_are_ignored_at_their_defaults(stopped, go, capsys):
-    path = stopped / "config.json"
-    original = json.loads(path.read_text())
-    path.write_text(json.dumps({**original, "time_mean": -0.5, "time_std": 1.0}))
-    assert go("--resume", "runs/a") == 2
-    assert "is not a configuration of this trainer" in capsys.readouterr().err
-    path.write_text(json.dumps({**original, "time_mean": 0.0, "time_std": 1.0}))
-    assert go("--resume", "runs/a") == 0
 
 
 @pytest.mark.parametrize("name", ["hpu", "meta", "xpu", "cuda:99999999999999999999", "", "cpu\n", "x" * 5000])

@@ -13,6 +13,7 @@ import torch
 from model import check, images, weights
 from model.common import git_commit, replacing
 from model.device import described
+from model.sampling import SamplingConfig
 from training.measure import metrics, plots
 from training.measure.reference import Reference
 from training.measure.samples import FileSamples, GeneratedSamples
@@ -21,7 +22,7 @@ SWEEPS = ("steps", "guidance", "shift")
 PARTS = ("headline", "cas", *SWEEPS)
 STEPS = (1, 2, 3, 4, 8, 16, 20, 32)
 SCALES = (0.0, 0.5, 0.9, 1.0, 1.1, 1.15, 1.25, 1.5, 2.0)
-SHIFTS, SHIFT_STEPS = (1.0, 2.5), (2, 4, 8)  # in addition to the shift of the weights
+SHIFTS, SHIFT_STEPS = (1.0, SamplingConfig.time_shift, 2.5), (2, 4, 8)  # in addition to the shift of the weights
 MAX_COUNT = 10_000  # digits: the size of the real test set
 SWEEP_COUNT, CAS_COUNT = {"cuda": 10_000, "other": 2_000}, {"cuda": 60_000, "other": 10_000}  # digits
 BLANKS = 50  # of black and of white images
